@@ -1,0 +1,44 @@
+# Every target works from a fresh clone: the environment is made on first use, and again only when the lock changes.
+PYTHON ?= $(firstword $(shell command -v python3.11 python3) python3)
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed-from-lock
+CODE   := platform/normscape tests $(wildcard jobs infra)
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench docs-reference clean
+
+help:            ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# Dependencies come from the lock alone; the project itself is installed in place, built by the locked hatchling.
+$(STAMP): requirements.lock
+	@test -x $(BIN)/python || { echo "making $(VENV) with $(PYTHON)"; $(PYTHON) -m venv $(VENV); }
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "normscape needs Python 3.11 or newer; found $$($(BIN)/python --version). Remove $(VENV) and run: make PYTHON=python3.11"; exit 2; }
+	@echo "installing the locked packages into $(VENV) (a few minutes on first use)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(STAMP)   ## the chairs experiment, small: train, project, score, report
+	$(BIN)/normscape run configs/chairs/demo.yaml
+
+lint: $(STAMP)   ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy $(CODE)
+
+test: lint       ## style, types and all tests
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+bench: $(STAMP)  ## speed and memory, as ratios
+	$(BIN)/python jobs/benchmark.py
+
+docs-reference: $(STAMP)  ## write the configuration reference, docs/configuration.md
+	$(BIN)/normscape config reference > docs/configuration.md.new
+	mv docs/configuration.md.new docs/configuration.md
+
+clean:           ## remove the environment and caches; runs/ and mlflow.db stay
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
+	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +

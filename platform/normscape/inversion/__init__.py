@@ -1,0 +1,1 @@
+"""Inversion: the whitened style space and the projection of images into it."""

@@ -1,0 +1,148 @@
+"""Projection: the whitened style that rebuilds an image, its known conditions held fixed (thesis II.B.1)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from normscape.config import Config
+from normscape.inversion.style_space import StyleSpace
+from normscape.losses.reconstruction import Features, feature_residuals, per_sample_mean, pixel_residual
+from normscape.networks.controller import Controller
+from normscape.networks.generator import Generator
+
+
+@dataclass(frozen=True)
+class Projection:
+    """The result for a batch of B images.
+
+    Attributes:
+        coordinates: free sub-space to whitened coordinates `(B, R, d)`, one vector a resolution.
+        images: reconstructions `(B, C, *S)`.
+        residuals: name to one value a sample `(B,)`.
+    """
+
+    coordinates: dict[str, Tensor]
+    images: Tensor
+    residuals: dict[str, Tensor]
+
+    def lengths(self) -> dict[str, Tensor]:
+        """r^k: free sub-space to the lengths `(B, R)` of its whitened coordinates."""
+        return {name: u.norm(dim=2) for name, u in self.coordinates.items()}
+
+
+def learning_rate(step: int, steps: int, peak: float, rampup: float, rampdown: float) -> float:
+    """Linear ramp-up, constant, cosine ramp-down (Karras et al. 2020, appendix D)."""
+    t = (step + 1) / steps
+    down = 0.5 - 0.5 * math.cos(math.pi * min(1.0, (1 - t + 1 / steps) / max(rampdown, 1e-9)))
+    return peak * down * min(1.0, t / max(rampup, 1e-9))
+
+
+class Projector:
+    """Projects batches of images; a sample's result does not depend on the rest of its batch.
+
+    Args:
+        config: the experiment.
+        generator: the averaged generator, frozen.
+        controllers: value attributes to their frozen controllers; their sub-spaces are encoded, not optimised.
+        space: whitened style space.
+        features: feature network of the perceptual loss.
+    """
+
+    def __init__(
+        self, config: Config, generator: Generator, controllers: Mapping[str, Controller], space: StyleSpace, features: Features
+    ) -> None:
+        self.settings = config.projection
+        self.generator, self.controllers, self.features = generator, controllers, features
+        self.device = generator.constant.device
+        self.space = {name: part.to(self.device) for name, part in space.items()}
+        self.free = tuple(name for name in generator.subspaces if name not in controllers)
+        self.radii = {name: self.settings.radius or self.space[name].radius(self.settings.radius_quantile) for name in self.free}
+
+    def encode(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Known conditions `(B, D)` in their units to style sub-vectors `(B, d)`."""
+        with torch.no_grad():
+            return {name: controller(values[name].to(self.device)) for name, controller in self.controllers.items()}
+
+    def styles(self, coordinates: Mapping[str, Tensor], encoded: Mapping[str, Tensor]) -> Tensor:
+        """Assemble `(B, R, W)` styles from whitened coordinates `(B, R, d)` and encoded conditions `(B, d)`."""
+        layers = len(self.generator.resolutions)
+        parts = []
+        for name in self.generator.subspaces:
+            if name in coordinates:
+                parts.append(self.space[name].restore(coordinates[name]))
+            else:
+                parts.append(encoded[name][:, None].expand(-1, layers, -1))
+        return torch.cat(parts, dim=2)
+
+    def length_penalty(self, coordinates: Mapping[str, Tensor]) -> Tensor:
+        """L_r = sum over free sub-spaces and resolutions of max(0, r - radius), `(B,)`."""
+        over = [(self._length(u) - self.radii[name]).clamp(min=0).sum(1) for name, u in coordinates.items()]
+        return torch.stack(over).sum(0)
+
+    @staticmethod
+    def _length(u: Tensor) -> Tensor:
+        return (u.square().sum(2) + 1e-12).sqrt()
+
+    def project(self, images: Tensor, values: Mapping[str, Tensor]) -> Projection:
+        """Optimise the whitened coordinates of identity and `other`, one vector a resolution, from the mean.
+
+        Args:
+            images: `(B, C, *S)` in [-1, 1].
+            values: value attribute to known conditions `(B, D)` in the attribute's unit.
+
+        Returns:
+            The projection.
+        """
+        settings = self.settings
+        images = images.to(self.device)
+        encoded = self.encode(values)
+        shape = (len(images), len(self.generator.resolutions))
+        coordinates = {
+            name: torch.zeros(*shape, self.generator.subspaces[name], device=self.device, requires_grad=True) for name in self.free
+        }
+        optimizer = torch.optim.Adam(list(coordinates.values()), lr=settings.learning_rate, betas=(0.9, 0.999), fused=True)
+        with torch.no_grad():
+            target = self.features(images)
+        for step in range(settings.steps):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, settings.steps, settings.learning_rate, settings.rampup, settings.rampdown)
+            rebuilt = self.generator.synthesize(self.styles(coordinates, encoded))
+            # summing over the batch keeps every sample's gradient its own
+            loss = settings.pixel_weight * pixel_residual(rebuilt, images, settings.pixel_loss)
+            loss = loss + settings.radius_weight * self.length_penalty(coordinates)
+            if settings.perceptual_weight > 0:
+                loss = loss + settings.perceptual_weight * torch.stack(feature_residuals(self.features(rebuilt), target)).sum(0)
+            optimizer.zero_grad(set_to_none=True)
+            loss.sum().backward()
+            optimizer.step()
+        with torch.no_grad():
+            result = {name: u.detach() for name, u in coordinates.items()}
+            rebuilt = self.generator.synthesize(self.styles(result, encoded))
+            return Projection(result, rebuilt, self.residuals(images, rebuilt, target))
+
+    def residuals(self, images: Tensor, rebuilt: Tensor, target: list[Tensor]) -> dict[str, Tensor]:
+        """What the reconstruction misses: pixel residuals of the image, its worst places, and of each feature layer.
+
+        Args:
+            images: `(B, C, *S)`.
+            rebuilt: the reconstructions.
+            target: feature maps of the images.
+        """
+        difference = (images - rebuilt).abs().mean(1)
+        places = difference.flatten(1)
+        top = places.topk(max(1, places.shape[1] // 100), dim=1).values.mean(1)
+        pool = torch.nn.functional.avg_pool2d if images.ndim == 4 else torch.nn.functional.avg_pool3d
+        local = pool(difference[:, None], kernel_size=max(2, images.shape[-1] // 8), stride=1).flatten(1).amax(1)
+        layers = feature_residuals(self.features(rebuilt), target)
+        return {
+            "residual_l1": per_sample_mean(difference),
+            "residual_l2": per_sample_mean((images - rebuilt).square()),
+            "residual_top1": top,
+            "residual_local": local,
+            **{f"residual_feature{i}": value for i, value in enumerate(layers)},
+        }

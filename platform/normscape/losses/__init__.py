@@ -1,0 +1,1 @@
+"""Losses: adversarial, contrastive, triplet, reconstruction."""

@@ -1,0 +1,1 @@
+"""Networks: generator, discriminator, mapping, auxiliary, controller; 2D and 3D in one."""

@@ -1,0 +1,174 @@
+"""StyleGAN2 generator with a factorised latent space (thesis II.A.1; Karras et al. 2020; Shoshan et al. 2021)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from normscape.config import Config
+from normscape.networks.layers import SLOPE, SQRT2, EqualizedLinear, ModulatedConv, memory_format, spatial, upsample
+
+
+class SubspaceMapping(nn.Module):
+    """One mapping stack a sub-space: z^k -> w^k (thesis II.A.1).
+
+    Args:
+        subspaces: name and width of each sub-space, in order.
+        layers: layers of each stack.
+        lr_multiplier: learning-rate multiplier of the layers.
+    """
+
+    def __init__(self, subspaces: Mapping[str, int], *, layers: int, lr_multiplier: float) -> None:
+        super().__init__()
+        self.widths = tuple(subspaces.values())
+        self.stacks = nn.ModuleDict(
+            {
+                name: nn.Sequential(*(EqualizedLinear(width, width, lr_multiplier=lr_multiplier, activate=True) for _ in range(layers)))
+                for name, width in subspaces.items()
+            }
+        )
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Latents `(B, W)` to styles `(B, W)`, each sub-space on its own."""
+        parts = z.split(self.widths, dim=1)
+        return torch.cat([self.stack(name, part) for name, part in zip(self.stacks, parts, strict=True)], dim=1)
+
+    def stack(self, name: str, z: Tensor) -> Tensor:
+        """Map one sub-space's latents `(B, d)` to its styles `(B, d)`."""
+        normalized = z * torch.rsqrt(z.square().mean(1, keepdim=True) + 1e-8)
+        result: Tensor = self.stacks[name](normalized)
+        return result
+
+
+class StyledConv(nn.Module):
+    """Modulated convolution, noise, bias, leaky ReLU."""
+
+    def __init__(self, dims: int, inputs: int, outputs: int, style_dim: int, *, side: int, up: bool, noise: bool) -> None:
+        super().__init__()
+        self.dims = dims
+        self.conv = ModulatedConv(dims, inputs, outputs, 3, style_dim, up=up, gain=SQRT2)
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        self.noise_strength = nn.Parameter(torch.zeros(())) if noise else None
+        self.fixed_noise: Tensor
+        if noise:
+            self.register_buffer("fixed_noise", torch.randn(1, 1, *(side,) * dims))
+
+    def forward(self, x: Tensor, w: Tensor, noise: torch.Generator | None) -> Tensor:
+        """`(B, inputs, *S)` and `(B, style_dim)` to `(B, outputs, *S')`; without a noise source the fixed noise image is used."""
+        x = self.conv(x, w)
+        shift = spatial(self.bias * SQRT2, self.dims)
+        if self.noise_strength is not None:
+            image = self.fixed_noise
+            if noise is not None:
+                image = torch.randn(len(x), *image.shape[1:], generator=noise, device=x.device, dtype=x.dtype)
+            shift = shift + image * (self.noise_strength * SQRT2)
+        return F.leaky_relu(x + shift, SLOPE)
+
+
+class ResolutionBlock(nn.Module):
+    """The layers of one resolution: convolutions and the image they add (skip generator)."""
+
+    def __init__(self, dims: int, inputs: int | None, outputs: int, style_dim: int, image_channels: int, *, side: int, noise: bool) -> None:
+        super().__init__()
+        self.up = StyledConv(dims, inputs, outputs, style_dim, side=side, up=True, noise=noise) if inputs is not None else None
+        self.conv = StyledConv(dims, outputs, outputs, style_dim, side=side, up=False, noise=noise)
+        self.to_image = ModulatedConv(dims, outputs, image_channels, 1, style_dim, demodulate=False)
+        self.image_bias = nn.Parameter(torch.zeros(image_channels))
+
+    def forward(self, x: Tensor, image: Tensor | None, w: Tensor, noise: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """Features and image of the resolution below to those of this one."""
+        if self.up is not None:
+            x = self.up(x, w, noise)
+        x = self.conv(x, w, noise)
+        added = self.to_image(x, w) + spatial(self.image_bias, x.ndim - 2)
+        return x, added if image is None else upsample(image) + added
+
+
+class Generator(nn.Module):
+    """Mapping stacks and synthesis network.
+
+    Args:
+        subspaces: name and width of each sub-space of z and w, in order; the last one is `other`.
+        channels: channels from resolution 4 upwards.
+        dims: spatial dimensions.
+        image_channels: channels of the image.
+        mapping_layers, mapping_lr_multiplier: see :class:`SubspaceMapping`.
+        noise: per-pixel noise inputs.
+    """
+
+    def __init__(
+        self,
+        *,
+        subspaces: Mapping[str, int],
+        channels: tuple[int, ...],
+        dims: int,
+        image_channels: int,
+        mapping_layers: int = 8,
+        mapping_lr_multiplier: float = 0.01,
+        noise: bool = True,
+    ) -> None:
+        super().__init__()
+        self.subspaces = dict(subspaces)
+        self.dims = dims
+        self.latent_dim = sum(subspaces.values())
+        self.resolutions = tuple(4 * 2**i for i in range(len(channels)))
+        self.mapping = SubspaceMapping(subspaces, layers=mapping_layers, lr_multiplier=mapping_lr_multiplier)
+        self.constant = nn.Parameter(torch.randn(1, channels[0], *(4,) * dims))
+        self.blocks = nn.ModuleList(
+            ResolutionBlock(dims, inputs, outputs, self.latent_dim, image_channels, side=side, noise=noise)
+            for inputs, outputs, side in zip((None, *channels[:-1]), channels, self.resolutions, strict=True)
+        )
+
+    @classmethod
+    def from_config(cls, config: Config) -> Generator:
+        """The generator that a configuration describes, with random weights."""
+        return cls(
+            subspaces=config.subspaces,
+            channels=config.generator.channels,
+            dims=config.dims,
+            image_channels=config.image_channels,
+            mapping_layers=config.generator.mapping_layers,
+            mapping_lr_multiplier=config.generator.mapping_lr_multiplier,
+            noise=config.generator.noise,
+        )
+
+    def subspace_slice(self, name: str) -> slice:
+        """Where a sub-space lies in z and in w."""
+        start = 0
+        for key, width in self.subspaces.items():
+            if key == name:
+                return slice(start, start + width)
+            start += width
+        raise KeyError(name)
+
+    def synthesize(self, styles: Tensor, noise: torch.Generator | None = None) -> Tensor:
+        """Styles to images.
+
+        Args:
+            styles: `(B, W)`, or `(B, R, W)` with one style a resolution.
+            noise: source of the noise inputs; the fixed noise images when empty.
+
+        Returns:
+            `(B, C, *S)`, about [-1, 1].
+        """
+        if styles.ndim == 2:
+            styles = styles[:, None].expand(-1, len(self.blocks), -1)
+        x = self.constant.expand(len(styles), *self.constant.shape[1:]).contiguous(memory_format=memory_format(self.dims))
+        image = None
+        for block, w in zip(self.blocks, styles.unbind(1), strict=True):
+            x, image = block(x, image, w, noise)
+        assert image is not None
+        return image
+
+    def forward(self, z: Tensor, noise: torch.Generator | None = None) -> Tensor:
+        """Latents `(B, W)` to images `(B, C, *S)`."""
+        return self.synthesize(self.mapping(z), noise)
+
+
+def draw_latents(count: int, generator: Generator, random: torch.Generator) -> Tensor:
+    """Independent standard normal latents `(count, W)` on the generator's device, drawn from `random`."""
+    z = torch.randn(count, generator.latent_dim, generator=random, device=random.device)
+    return z.to(generator.constant.device)

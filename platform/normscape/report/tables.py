@@ -1,0 +1,393 @@
+"""The page's tables and headline numbers, the thesis's own beside them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from normscape.config import AttributeConfig
+from normscape.report.figures import Stratum, explained_ratios
+from normscape.report.source import Source, Table, rows, unique, where
+from normscape.report.thesis import REFERENCES, Reference
+from normscape.report.words import detector_name, duration, number, percent, quantity, significant, split_name, title, with_unit
+from normscape.scoring.metrics import auroc, bootstrap_by_subject
+
+STRATA_RESAMPLES = 200
+"""Resamplings of subjects for the intervals of strata by a condition."""
+_DISTANCES = {"euclidean": "Euclidean", "l1": "L1"}
+PROPERTIES = {"blot_contrast": "contrast of the blot", "blot_radius_px": "radius of the blot, pixels"}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table: head, rows of cells (the first one is the row's name), and a sentence below."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str
+    note: str = ""
+    thesis: Sequence[int] = ()
+    """Columns that hold the thesis's numbers."""
+    strong: Sequence[int] = ()
+    """Rows that matter most."""
+
+
+@dataclass(frozen=True)
+class Headline:
+    """One number on top of the page."""
+
+    name: str
+    value: str
+    interval: str
+    compared: str
+    reached: bool | None
+    """Whether it is at least as good as the thesis; None where nothing is to be compared."""
+
+
+def reference(source: Source) -> Reference | None:
+    """The thesis's results for this data, None when it has none."""
+    return REFERENCES.get(source.config.data.source)
+
+
+def _between(low: float, high: float, digits: int = 3, *, share: bool = False) -> str:
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return ""
+    scale = 100.0 if share else 1.0
+    return f"{scale * low:.{digits}f} to {scale * high:.{digits}f}" + ("\u00a0%" if share else "")
+
+
+# -------------------------------------------------------------------- headline
+
+
+def headlines(source: Source) -> list[Headline]:
+    """What a reader wants to know first."""
+    found = [
+        _detection_headline(source, "accuracy"),
+        _detection_headline(source, "auroc"),
+        *(_controller_headline(source, attribute) for attribute in source.config.value_attributes),
+        _triplet_headline(source, "separated", 0, "Separated triplets, generated images"),
+        _triplet_headline(source, "separated_by_margin", 1, "Separated by the margin, generated images"),
+    ]
+    return [headline for headline in found if headline]
+
+
+def _metric(source: Source, detector: str, split: str, metric: str) -> Table | None:
+    table = source.table("score", "metrics.parquet", "detector", "split", "metric", "value", "low", "high", "thesis")
+    part = where(table, detector=detector, split=split, metric=metric) if table is not None else {}
+    return part if rows(part) else None
+
+
+def _detection_headline(source: Source, metric: str) -> Headline | None:
+    row = _metric(source, "forest", "test", metric)
+    if row is None:
+        return None
+    value, low, high, thesis = (float(row[n][0]) for n in ("value", "low", "high", "thesis"))
+    share = metric == "accuracy"
+    show = percent if share else number
+    return Headline(
+        "Accuracy of the forest, test" if share else "Area under the ROC curve, forest, test",
+        show(value),
+        _between(low, high, 1 if share else 3, share=share),
+        f"thesis {show(thesis)}" if math.isfinite(thesis) else "",
+        value >= thesis if math.isfinite(thesis) else None,
+    )
+
+
+def _triplet_headline(source: Source, column: str, place: int, name: str) -> Headline | None:
+    table, known = source.table("gan", "triplets.parquet", "split", column), reference(source)
+    part = where(table, split="generated") if table is not None else {}
+    if not rows(part):
+        return None
+    value = float(part[column][0])
+    thesis = known.triplets["generated"][place] if known else None
+    compared = f"thesis {percent(thesis)}" if thesis is not None else ""
+    return Headline(name, percent(value), "", compared, value >= thesis if thesis is not None else None)
+
+
+def _controller_headline(source: Source, attribute: AttributeConfig) -> Headline | None:
+    table, known = source.table("controllers", "controllability.parquet", "attribute", "asked", "read"), reference(source)
+    part = where(table, attribute=attribute.name) if table is not None else {}
+    if not rows(part):
+        return None
+    value = float(_errors(part).mean())
+    thesis = known.value_error.get(attribute.name, {}).get("test") if known else None
+    return Headline(
+        f"Error of the {attribute.name} controller",
+        with_unit(value, attribute.unit),
+        "",
+        f"thesis's {attribute.name} network, test: {with_unit(thesis, attribute.unit)}" if thesis else "",
+        value <= thesis if thesis else None,
+    )
+
+
+def _errors(part: Table) -> np.ndarray:
+    """Absolute errors (N,) of a controllability table; of vectors the mean over components."""
+    asked, read = (np.stack([np.atleast_1d(v) for v in part[n]]).astype(float) for n in ("asked", "read"))
+    return np.abs(asked - read).mean(axis=1)
+
+
+# -------------------------------------------------------------------- what was run
+
+
+def subjects(source: Source) -> str:
+    """How many subjects and images each split has, as a sentence."""
+    table = source.table("prepare", "samples.parquet", "subject", "split")
+    if table is None:
+        return ""
+    parts = []
+    for split in unique(table["split"]):
+        mine = where(table, split=split)
+        purpose = split if split == "unused" else f"for {split}"
+        parts.append(f"{len(unique(mine['subject']))} subjects ({rows(mine)} images) {purpose}")
+    return "; ".join(parts)
+
+
+def stages(source: Source) -> Grid | None:
+    """Wall time of every stage."""
+    found = {stage: m for stage, m in source.manifests().items() if m}
+    if not found:
+        return None
+    total = sum(float(m.get("seconds", 0.0)) for m in found.values())
+    lines = []
+    for stage, manifest in found.items():
+        seconds = float(manifest.get("seconds", 0.0))
+        seed, key = manifest.get("seed", ""), str(manifest.get("key", ""))[:8]
+        version = str(manifest.get("code_version", "")) or "–"
+        share = percent(seconds / total if total else 0.0, 0)
+        code = version[:12] + ("-dirty" if "dirty" in version[12:] else "")
+        lines.append([stage, duration(seconds), share, str(seed), key, code])
+    lines.append(["all", duration(total), "", "", "", ""])
+    return Grid(["Stage", "Wall time", "Share", "Seed", "Key", "Code"], lines, "Stages of this run")
+
+
+def parameters(source: Source) -> Grid:
+    """Table I: the contrastive loss, with the thesis's value in brackets where it differs."""
+    known = reference(source)
+    lines = []
+    for attribute in source.config.attributes:
+        mine = (attribute.latent_dim, attribute.tau_same, attribute.tau_different, attribute.distance, attribute.output_dim)
+        theirs = known.parameters.get(attribute.name) if known else None
+        cells = [f"{a:g}" if isinstance(a, int | float) else _DISTANCES[a] for a in mine]
+        if theirs:
+            cells = [c if a == t else f"{c} (thesis {t})" for c, a, t in zip(cells, mine, theirs, strict=True)]
+        lines.append([attribute.name, *cells, f"{attribute.weight_same:g} / {attribute.weight_different:g}"])
+    width = source.config.other_dim
+    theirs = known.parameters.get("other") if known else None
+    differs = f" (thesis {theirs[0]})" if theirs and theirs[0] != width else ""
+    lines.append(["other", f"{width}{differs}", "–", "–", "–", "–", "–"])
+    return Grid(
+        ["Attribute", "Latent dim", "τ⁺ (same)", "τ⁻ (different)", "Distance", "Outputs", "Weights c⁺ / c⁻"],
+        lines,
+        "Table I. Contrastive loss parameters",
+        "In brackets the thesis's value, where this run uses another one. The thesis does not state its weights."
+        if known
+        else "",
+    )
+
+
+# -------------------------------------------------------------------- networks and control
+
+
+def triplets(source: Source) -> Grid | None:
+    """Table III: separated triplets on train, test and generated images."""
+    known = reference(source)
+    lines = []
+    for stage in ("auxiliary", "gan"):
+        table = source.table(stage, "triplets.parquet", "split", "separated") or {"split": np.array([])}
+        for i, split in enumerate(table["split"]):
+            theirs = known.triplets.get(split) if known else None
+            mine = [float(table[n][i]) if n in table else None for n in ("separated", "separated_by_margin")]
+            pairs = [cell for a, b in zip(mine, theirs or (None, None), strict=True) for cell in (percent(a), percent(b))]
+            lines.append([title(str(split)), *pairs, f"{int(table['n'][i])}" if "n" in table else ""])
+    head = ["Images", "d(a,p) < d(a,n)", "thesis", "d²(a,p) < d²(a,n) − m", "thesis", "Triplets"]
+    margin = source.config.attributes[0].auxiliary.margin
+    note = f"Share of triplets (anchor a, positive p, negative n) that the recognition network separates; margin m = {margin:g}."
+    return Grid(head, lines, "Table III. Recognition network", note, (2, 4)) if lines else None
+
+
+def value_errors(source: Source) -> Grid | None:
+    """Mean absolute errors of the value networks."""
+    table = source.table("auxiliary", "value_errors.parquet", "attribute", "split", "mean_absolute_error")
+    known = reference(source)
+    if table is None:
+        return None
+    units = {a.name: a.unit for a in source.config.attributes}
+    lines = []
+    for name, split, error in zip(table["attribute"], table["split"], table["mean_absolute_error"], strict=True):
+        theirs = known.value_error.get(name, {}).get(split) if known else None
+        unit = units.get(name, "")
+        compared = "–" if theirs is None else with_unit(theirs, unit)
+        lines.append([title(str(name)), str(split), with_unit(float(error), unit, 2), compared])
+    return Grid(["Network", "Split", "Mean absolute error", "thesis"], lines, "Errors of the value networks", thesis=(3,))
+
+
+def controllers(source: Source) -> Grid | None:
+    """How well asked values are found again in generated images."""
+    table = source.table("controllers", "controllability.parquet", "attribute", "asked", "read")
+    if table is None:
+        return None
+    identity = source.config.attributes[0]
+    lines = []
+    for attribute in source.config.value_attributes:
+        part = where(table, attribute=attribute.name)
+        if not rows(part):
+            continue
+        error = _errors(part)
+        kept = part["identity_distance"].astype(float) if "identity_distance" in part else np.array([np.nan])
+        shown = [with_unit(float(v), attribute.unit, 2) for v in (error.mean(), np.median(error), np.quantile(error, 0.95))]
+        distance = number(float(np.nanmean(kept))) if np.isfinite(kept).any() else "–"
+        lines.append([title(attribute.name), *shown, distance, str(len(error))])
+    head = ["Controller", "Mean absolute error", "Median", "95th percentile", f"{title(identity.name)} distance, mean", "Images"]
+    note = (
+        f"Images are generated at asked values and read back by the attribute's network. The {identity.name} distance tells how "
+        f"far the {identity.name} moves while the value changes; pairs of one {identity.name} are trained to stay below "
+        f"τ⁺ = {identity.tau_same:g}, others above τ⁻ = {identity.tau_different:g}."
+    )
+    return Grid(head, lines, "Controllers", note) if lines else None
+
+
+def explained(source: Source) -> Grid | None:
+    """Variance that the first two components of each sub-space explain."""
+    known = reference(source)
+    lines = []
+    for name in source.config.subspaces:
+        ratio = explained_ratios(source, name)
+        if len(ratio):
+            theirs = known.explained.get(name, ()) if known else ()
+            shown = ", ".join(percent(float(v), 0) for v in ratio[:2])
+            ninety = int(np.searchsorted(np.cumsum(ratio), 0.9) + 1)
+            reached = str(ninety) if ninety <= len(ratio) else f"more than {len(ratio)}"
+            lines.append([name, shown, ", ".join(percent(v, 0) for v in theirs) or "–", reached])
+    head = ["Sub-space", "First two components", "thesis", "Components for 90 %"]
+    return Grid(head, lines, "Explained variance of the styles", thesis=(2,)) if lines else None
+
+
+# -------------------------------------------------------------------- anomaly detection
+
+
+def detection(source: Source) -> Grid | None:
+    """Accuracy, areas and prevalence of every detector."""
+    table = source.table("score", "metrics.parquet", "detector", "split", "metric", "value", "low", "high", "thesis")
+    if table is None:
+        return None
+    known = reference(source)
+    lines = []
+    for detector in unique(table["detector"]):
+        for split in unique(where(table, detector=detector)["split"]):
+            line = [f"{title(detector_name(detector))}: {split_name(split)}"]
+            for metric in ("accuracy", "auroc", "auprc"):
+                row = _metric(source, detector, split, metric)
+                share = metric == "accuracy"
+                if row is None:
+                    line += ["–"] if metric == "auprc" else ["–", "–"]
+                    continue
+                value, low, high, thesis = (float(row[n][0]) for n in ("value", "low", "high", "thesis"))
+                interval = _between(low, high, 1 if share else 3, share=share)
+                line.append((percent(value) if share else number(value)) + (f"\n{interval}" if interval else ""))
+                if metric != "auprc":
+                    line.append(percent(thesis) if share else number(thesis))
+            base = _metric(source, detector, split, "prevalence")
+            lines.append([*line, percent(float(base["value"][0]), 0) if base is not None else "–"])
+    head = ["Detector", "Accuracy", "thesis", "AUROC", "thesis", "AUPRC", "Prevalence"]
+    note = (
+        "Below each number its 95 % interval by resampling subjects. Thresholds and settings come from training images only. "
+        "The forests are fitted to synthetic blots and so are supervised by them. Prevalence is the AUPRC of guessing."
+    )
+    if known:
+        note += f" The thesis's threshold on L1 is {known.threshold_l1:g}, its forest has {known.forest}."
+    strong = [i for i, line in enumerate(lines) if line[0].endswith(": test")]
+    return Grid(head, lines, "Detectors on normal images and images with a blot", note, (2, 4), strong)
+
+
+def forest_grid(source: Source) -> Grid | None:
+    """The forest's settings and their cross-validated area, the best first."""
+    table = source.table("score", "grid.parquet", "mean_auroc")
+    if table is None:
+        return None
+    settings = [n for n in ("max_depth", "n_estimators", "min_samples_leaf") if n in table]
+    scores = [n for n in table if n not in settings and n != "rank" and np.issubdtype(table[n].dtype, np.number)]
+    order = np.argsort(-table["mean_auroc"].astype(float), kind="stable")
+    lines = [[f"{int(table[n][i])}" for n in settings] + [number(float(table[n][i]), 4) for n in scores] for i in order]
+    folds = source.config.scoring.folds
+    note = f"Cross-validation on training images with {folds} folds, grouped by subject; the best settings stand first."
+    head = [title(n.replace("_", " ").replace("auroc", "AUROC")) for n in settings + scores]
+    return Grid(head, lines, "Grid search of the forest", note)
+
+
+def strata(source: Source) -> list[tuple[str, list[Stratum]]]:
+    """Test AUROC by properties of the anomaly (from stage `score`) and by thirds of every scalar condition."""
+    groups: list[tuple[str, list[Stratum]]] = []
+    needed = ("detector", "property", "tercile", "from_value", "to_value", "rows", "value", "low", "high")
+    table = source.table("score", "strata.parquet", *needed)
+    for prop in unique(table["property"]) if table is not None else []:
+        mine = where(table or {}, property=prop)
+        strata_: list[Stratum] = []
+        for tercile in unique(mine["tercile"]):
+            part = where(mine, tercile=tercile)
+            intervals = zip(part["value"], part["low"], part["high"], strict=True)
+            areas = {d: (float(v), float(a), float(b)) for d, (v, a, b) in zip(part["detector"], intervals, strict=True)}
+            bounds = f"{_short(float(part['from_value'][0]))} to {_short(float(part['to_value'][0]))}"
+            strata_.append((bounds, int(part["rows"][0]), areas))
+        groups.append((PROPERTIES.get(prop, str(prop).replace("_", " ")), strata_))
+    return groups + _by_condition(source)
+
+
+def _short(value: float) -> str:
+    """Two decimals at most, no trailing zeros."""
+    return f"{value:.2f}".rstrip("0").rstrip(".")
+
+
+def _by_condition(source: Source) -> list[tuple[str, list[Stratum]]]:
+    scored = scored_projections(source)
+    if scored is None:
+        return []
+    test = {n: c[scored["split"] == "test"] for n, c in scored.items()}
+    groups: list[tuple[str, list[Stratum]]] = []
+    for attribute in source.config.value_attributes:
+        values = test.get(attribute.column or "")
+        if values is None or not np.issubdtype(values.dtype, np.number):
+            continue
+        edges = np.linspace(attribute.value_min, attribute.value_max, 4)
+        place = np.clip(np.searchsorted(edges[1:-1], values, side="right"), 0, 2)
+        part: list[Stratum] = []
+        for i in range(3):
+            mine = {n: c[place == i] for n, c in test.items()}
+            if len(np.unique(mine["label"])) == 2:
+                bounds = f"{edges[i]:.0f} to {edges[i + 1]:.0f}"
+                areas = {d: _area(mine, d, source.config.seed) for d in detectors(scored)}
+                part.append((bounds, int((mine["label"] == 1).sum()), areas))
+        groups += [(quantity(attribute.name, attribute.unit), part)] if part else []
+    return groups
+
+
+def _area(table: Table, detector: str, seed: int) -> tuple[float, float, float]:
+    score = table[f"{detector}_score"]
+    found = bootstrap_by_subject(auroc, table["label"], score, table["subject"], n=STRATA_RESAMPLES, seed=seed)
+    return found.value, found.low, found.high
+
+
+def scored_projections(source: Source) -> Table | None:
+    """Columns of the projections with their scores; the two tables have the same rows in the same order."""
+    images = source.table("project", "projections.parquet", "sample_id", "split", "label")
+    scores = source.table("score", "scores.parquet", "sample_id", "split", "label")
+    if images is None or scores is None or not np.array_equal(images["sample_id"], scores["sample_id"]):
+        return None
+    return images | scores
+
+
+def detectors(table: Mapping[str, np.ndarray]) -> list[str]:
+    """Detectors with a score column, in the table's order."""
+    return [n.removesuffix("_score") for n in table if n.endswith("_score")]
+
+
+def recorded(source: Source) -> Grid | None:
+    """Every number of every manifest."""
+    lines = [
+        [f"{stage}/{name}", significant(float(value))]
+        for stage, manifest in source.manifests().items()
+        for name, value in sorted(manifest.get("metrics", {}).items())
+    ]
+    return Grid(["Number", "Value"], lines, "All recorded numbers") if lines else None

@@ -1,0 +1,1 @@
+"""Scoring: features, detectors, thresholds, metrics with intervals."""

@@ -1,0 +1,165 @@
+"""What every detector can do, and the two simple ones (the interface of PyOD)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.model_selection import StratifiedGroupKFold
+
+from normscape.errors import DataError
+from normscape.scoring.thresholds import best_accuracy_threshold, quantile_threshold
+
+Array = NDArray[np.float64]
+Labels = NDArray[np.int64]
+Groups = NDArray[Any]
+
+
+class Detector(Protocol):
+    """Turns features `(N, F)` into a score, higher being more abnormal; attributes ending in `_` exist after `fit`."""
+
+    threshold_: float
+
+    def fit(self, features: Array, label: Labels, groups: Groups) -> Self:
+        """Learn from training rows; rows of one group (subject) are never split."""
+
+    def decision_function(self, features: Array) -> Array:
+        """Scores `(N,)`."""
+
+    def predict(self, features: Array) -> Labels:
+        """1 where the score exceeds `threshold_`, else 0."""
+
+
+class ThresholdDetector:
+    """One feature against a threshold: the thesis's L1 baseline (IV.A.3). The threshold has the best training accuracy."""
+
+    threshold_: float
+
+    def fit(self, features: Array, label: Labels, groups: Groups | None = None) -> Self:
+        """Choose the threshold; `features` is `(N, 1)`."""
+        self.threshold_ = best_accuracy_threshold(label, self.decision_function(features))
+        return self
+
+    def decision_function(self, features: Array) -> Array:
+        """The feature itself, `(N,)`."""
+        if features.ndim != 2 or features.shape[1] != 1:
+            raise ValueError(f"expected features (N, 1), found {features.shape}")
+        return features[:, 0]
+
+    def predict(self, features: Array) -> Labels:
+        """1 where the feature exceeds the threshold."""
+        return (self.decision_function(features) > self.threshold_).astype(np.int64)
+
+    def save(self, path: Path) -> None:
+        """Write the threshold as JSON."""
+        path.write_text(json.dumps({"detector": "threshold", "threshold": self.threshold_}, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            DataError: the file is not such a JSON file.
+        """
+        detector = cls()
+        try:
+            detector.threshold_ = float(json.loads(path.read_text(encoding="utf-8"))["threshold"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path}: expected the threshold of a detector as JSON, found something else ({error})") from error
+        return detector
+
+
+class TailDetector:
+    """No labels: how rare high values are among normal training rows, summed over the features.
+
+    For feature j, p_j(x) = (1 + #{normal training rows with a value >= x}) / (n + 1); the score is sum_j -log p_j(x). This is the
+    upper-tail part of ECOD (Li et al. 2022). Features are treated as if they were independent, and only high values count as
+    abnormal. The threshold is a quantile of the normal training scores: with 0.95, 5 % false alarms are asked for there.
+
+    Args:
+        quantile: of the normal training scores.
+    """
+
+    threshold_: float
+    sorted_: Array  # (n, F), each column of the normal training rows in ascending order
+
+    def __init__(self, *, quantile: float = 0.95) -> None:
+        self.quantile = quantile
+
+    def fit(self, features: Array, label: Labels, groups: Groups | None = None) -> Self:
+        """Learn from the rows with label 0; the others are not looked at.
+
+        Raises:
+            ValueError: there is no such row.
+        """
+        normal = features[label == 0]
+        if not len(normal):
+            raise ValueError("no normal row to fit to")
+        self.sorted_ = np.sort(normal, axis=0)
+        self.threshold_ = quantile_threshold(self.decision_function(normal), self.quantile)
+        return self
+
+    def decision_function(self, features: Array) -> Array:
+        """Sum of -log p over the features, `(N,)`; from 0 to F * log(n + 1)."""
+        n, width = self.sorted_.shape
+        if features.ndim != 2 or features.shape[1] != width:
+            raise ValueError(f"expected features (N, {width}), found {features.shape}")
+        score = np.zeros(len(features))
+        for j in range(width):
+            at_least = n - np.searchsorted(self.sorted_[:, j], features[:, j], side="left")
+            score -= np.log((1.0 + at_least) / (n + 1.0))
+        return score
+
+    def predict(self, features: Array) -> Labels:
+        """1 where the score exceeds the threshold."""
+        return (self.decision_function(features) > self.threshold_).astype(np.int64)
+
+
+def out_of_fold(
+    make: Callable[[], Detector], features: Array, label: Labels, groups: Groups, *, folds: int, seed: int
+) -> tuple[Array, Labels]:
+    """Scores and predictions of every row by a detector that was fitted without the row's group.
+
+    Args:
+        make: gives an unfitted detector.
+        features: `(N, F)`.
+        label: `(N,)`.
+        groups: subject of every row, `(N,)`.
+        folds: at most the number of groups.
+        seed: of the folds.
+
+    Raises:
+        DataError: too few groups for the folds, or a training fold with one class only.
+    """
+    score = np.full(len(label), np.nan)
+    predicted = np.full(len(label), -1, dtype=np.int64)
+    for train, held_out in grouped_folds(label, groups, folds=folds, seed=seed):
+        detector = make().fit(features[train], label[train], groups[train])
+        score[held_out] = detector.decision_function(features[held_out])
+        predicted[held_out] = detector.predict(features[held_out])
+    return score, predicted
+
+
+def grouped_folds(label: Labels, groups: Groups, *, folds: int, seed: int) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    """(training rows, held-out rows) of each fold; a group is never split, classes are balanced as far as groups allow.
+
+    Raises:
+        DataError: see `out_of_fold`.
+    """
+    found = len(np.unique(groups))
+    if found < folds:
+        raise DataError(f"scoring.folds: {folds} folds need at least {folds} training subjects, found {found}")
+    splitter = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
+    result = list(splitter.split(np.zeros((len(label), 1)), label, groups))
+    for i, (train, held_out) in enumerate(result):
+        for name, rows in (("training", train), ("held-out", held_out)):
+            if len(np.unique(label[rows])) < 2:
+                raise DataError(
+                    f"fold {i + 1} of {folds}: the {name} rows hold one class only; "
+                    "use fewer scoring.folds, or project more images of each subject"
+                )
+    return result

@@ -1,0 +1,110 @@
+"""Stage `prepare`: which images there are, and which subjects are for training and which for the test (thesis III.A.1).
+
+Writes:
+
+- `samples.parquet`, one row an image: sample_id (int64, position in the data set), subject (text), subject_index (int64), split
+  (train | test | unused), and the value columns in natural units (`angle_degrees`);
+- `split.json`: the seed, how many samples there are, and the subjects of each split.
+
+The images themselves stay where they come from (the cache of rendered chairs, the RC-49 file); later stages read them through
+`open_samples`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from normscape.config import Config
+from normscape.datasets.samples import SampleSet, load_samples, split_subjects
+from normscape.errors import DataError
+from normscape.stages.core import StageContext
+from normscape.stages.files import read_json, write_json
+from normscape.training.recorder import Recorder
+
+SPLITS = ("train", "test", "unused")
+
+
+def run(context: StageContext) -> dict[str, float]:
+    """Load the samples, split their subjects, and write both down.
+
+    Raises:
+        DataError: the samples do not fit the configuration, or there are too few subjects.
+    """
+    config = context.config
+    samples = _load(config, context.recorder)
+    _check_samples(samples, config)
+    split = split_subjects(samples.subjects, config.data.train_subjects, config.data.test_subjects, config.seed)
+    code = np.full(len(samples.subjects), SPLITS.index("unused"))
+    code[list(split.train)] = SPLITS.index("train")
+    code[list(split.test)] = SPLITS.index("test")
+    of_sample = code[samples.subject.numpy()]
+    _write_samples(context.folder / "samples.parquet", samples, of_sample)
+    names = {name: [s for s, c in zip(samples.subjects, code, strict=True) if SPLITS[c] == name] for name in SPLITS}
+    described = {"seed": config.seed, "source": config.data.source, "samples": len(samples), "subjects": list(samples.subjects)}
+    write_json(context.folder / "split.json", described | names)
+    metrics = {f"{name}_subjects": float(len(names[name])) for name in SPLITS}
+    return metrics | {f"{name}_samples": float((of_sample == i).sum()) for i, name in enumerate(SPLITS)}
+
+
+def open_samples(context: StageContext) -> tuple[SampleSet, SampleSet]:
+    """The samples of the training and of the test subjects, as stage `prepare` split them.
+
+    Raises:
+        DataError: the data are not those that were split.
+    """
+    folder = context.inputs["prepare"]
+    split = read_json(folder / "split.json")
+    samples = _load(context.config, None)
+    if list(samples.subjects) != split.get("subjects") or len(samples) != split.get("samples"):
+        raise DataError(
+            f"the data changed since {folder} was made: it holds {split.get('samples')} samples of "
+            f"{len(split.get('subjects', []))} subjects, now there are {len(samples)} of {len(samples.subjects)}; "
+            "run again with `--from prepare`"
+        )
+    index = {name: i for i, name in enumerate(samples.subjects)}
+    wanted = [torch.tensor([index[name] for name in split[part]]) for part in ("train", "test")]
+    train, test = (samples.select(torch.isin(samples.subject, part).nonzero().squeeze(1)) for part in wanted)
+    return train, test
+
+
+def _load(config: Config, recorder: Recorder | None) -> SampleSet:
+    progress = None if recorder is None else lambda done, total: recorder.progress(done, total, "image")
+    return load_samples(config.data, config.image_size, progress=progress)
+
+
+def _check_samples(samples: SampleSet, config: Config) -> None:
+    """Whether images and values are what the configuration says."""
+    expected = (config.image_channels, *[config.image_size] * config.dims)
+    found = tuple(samples.images.shape[1:])
+    if found != expected:
+        asked = f"the configuration asks for {expected} (image_channels, then image_size for each of dims)"
+        raise DataError(f"source {config.data.source} gives images of shape {found}, {asked}")
+    for attribute in config.value_attributes:
+        column = attribute.column or ""
+        if column not in samples.values:
+            known = ", ".join(samples.values) or "no columns"
+            raise DataError(f"attributes.{attribute.name}.column: source {config.data.source} has no `{column}`; it has {known}")
+        width = samples.values[column].shape[1]
+        if width != attribute.output_dim:
+            found_width = f"column `{column}` has {width} values, not {attribute.output_dim}"
+            raise DataError(f"attributes.{attribute.name}.output_dim: {found_width}")
+
+
+def _write_samples(path: Path, samples: SampleSet, split: np.ndarray) -> None:
+    """Write the table; columns with more than one value a sample become lists."""
+    subject = samples.subject.numpy()
+    columns: dict[str, pa.Array] = {
+        "sample_id": pa.array(samples.sample_id.numpy(), pa.int64()),
+        "subject": pa.array(np.asarray(samples.subjects, dtype=object)[subject], pa.string()),
+        "subject_index": pa.array(subject, pa.int64()),
+        "split": pa.array(np.asarray(SPLITS, dtype=object)[split], pa.string()),
+    }
+    for name, values in samples.values.items():
+        array = values.numpy()
+        columns[name] = pa.array(array[:, 0]) if array.shape[1] == 1 else pa.array(list(array), pa.list_(pa.float32()))
+    pq.write_table(pa.table(columns), path)

@@ -1,0 +1,1 @@
+"""MLflow: every run, its parameters, metrics, tables and figures. The files on disk stay the truth."""

@@ -1,0 +1,79 @@
+"""Where MLflow keeps its records, and how to open it quietly and safely."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit, urlunsplit
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_SQLITE = "sqlite:///"
+
+
+def default_tracking_uri(runs_dir: Path) -> str:
+    """`MLFLOW_TRACKING_URI` when it is set, else a sqlite file in `runs_dir` (absolute, so that workers may be given it)."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}{runs_dir.resolve() / 'mlflow.db'}"
+
+
+def without_password(uri: str) -> str:
+    """The address without user name and password, fit for files and messages."""
+    parts = urlsplit(uri)
+    if "@" not in parts.netloc:
+        return uri
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def artifact_location(uri: str) -> str | None:
+    """Artifacts of a sqlite store lie beside it in `mlartifacts`; servers and other databases decide for themselves (None)."""
+    path = sqlite_path(uri)
+    return None if path is None else (path.parent / "mlartifacts").as_uri()
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """Absolute path of a sqlite store, None for any other kind."""
+    return Path(uri.removeprefix(_SQLITE)).resolve() if uri.startswith(_SQLITE) else None
+
+
+def open_client(uri: str) -> MlflowClient:
+    """Open the store, creating a sqlite file's tables when it is new.
+
+    Call this on the driver before any worker opens the same sqlite file: MLflow's migrations do not survive several
+    processes at once. Between drivers a lock file serves.
+
+    Args:
+        uri: tracking address.
+
+    Raises:
+        Exception: whatever MLflow raises when the store cannot be opened.
+    """
+    # No usage reports; and a server that is down is to be noticed in seconds, not minutes. All can be overridden from outside.
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    from mlflow import MlflowClient
+
+    # The migrations of a fresh database are dozens of lines that tell a reader nothing.
+    for name in ("alembic", "mlflow.store.db.utils"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    path = sqlite_path(uri)
+    if path is None:
+        return MlflowClient(tracking_uri=uri)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(path.with_name(path.name + ".lock")):
+        client = MlflowClient(tracking_uri=uri)
+        client.search_experiments(max_results=1)  # the client opens its store on first use
+    return client
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

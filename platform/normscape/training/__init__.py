@@ -1,0 +1,1 @@
+"""Training: auxiliary networks, GAN, controllers; plain PyTorch loops."""

@@ -1,0 +1,159 @@
+"""Training of the auxiliary networks, and how well they do (thesis III.A.3a, IV.A.1)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from normscape.config import AttributeConfig, Config
+from normscape.datasets.augmentation import augment
+from normscape.datasets.samples import SampleSet
+from normscape.losses.triplet import semi_hard_triplet_loss, separated_shares
+from normscape.networks.auxiliary import AuxiliaryNetwork, denormalize_value, freeze, normalize_value, output_distance
+from normscape.training.checkpoint import TrainingState
+from normscape.training.recorder import Recorder
+from normscape.training.seeding import seeded
+
+
+def train_auxiliary(
+    attribute: AttributeConfig, config: Config, samples: SampleSet, *, folder: Path, digest: str, device: torch.device, recorder: Recorder
+) -> AuxiliaryNetwork:
+    """Train one attribute's network: triplet loss for an embedding, L2 for a value; SGD with Nesterov momentum.
+
+    Args:
+        attribute: what to train for.
+        config: the experiment.
+        samples: training images.
+        folder: holds this network's checkpoints, one an epoch.
+        digest: identifies the configuration in the checkpoints.
+        device: where to train.
+        recorder: receives loss and progress.
+
+    Returns:
+        The frozen network.
+    """
+    settings = attribute.auxiliary
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seeded(config.seed, "auxiliary", attribute.name, "weights").initial_seed())
+        network = AuxiliaryNetwork.from_config(attribute, config).to(device)
+    steps_per_epoch = math.ceil((settings.epoch_samples or len(samples)) / settings.batch_size)
+    total = settings.epochs * steps_per_epoch
+    optimizer = torch.optim.SGD(
+        network.parameters(),
+        lr=settings.learning_rate,
+        momentum=settings.momentum,
+        nesterov=settings.momentum > 0,
+        weight_decay=settings.weight_decay,
+    )
+    state = TrainingState(digest, {"network": network}, {"sgd": optimizer})
+    start = state.load_latest(folder)
+    subject_index = SubjectIndex(samples)
+    network.train()
+    losses: list[Tensor] = []
+    for step in range(start, total):
+        random = seeded(config.seed, "auxiliary", attribute.name, step)
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate * min((step + 1) / 100, 0.5 * (1 + math.cos(math.pi * step / total)))
+        if attribute.kind == "embedding":
+            index = subject_index.batch(settings.batch_size // settings.views_per_subject, settings.views_per_subject, random)
+        else:
+            index = torch.randint(len(samples), (settings.batch_size,), generator=random)
+        images = augment(samples.batch(index).to(device), config.augmentation, hue=settings.augment_hue, generator=random)
+        output = network(images)
+        if attribute.kind == "embedding":
+            loss, _ = semi_hard_triplet_loss(output, samples.subject[index].to(device), settings.margin)
+        else:
+            assert attribute.column is not None
+            loss = F.mse_loss(output, normalize_value(attribute, samples.values[attribute.column][index].to(device)))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+        recorder.progress(step + 1, total)
+        if (step + 1) % steps_per_epoch == 0:
+            recorder.metrics({f"{attribute.name}/loss": torch.stack(losses).mean().item()}, step + 1)
+            losses.clear()
+            state.save(folder, step + 1)
+    freeze(network)
+    return network
+
+
+class SubjectIndex:
+    """Finds random samples of given subjects, without a loop over them.
+
+    Args:
+        samples: any samples; only subjects that have some are drawn.
+    """
+
+    def __init__(self, samples: SampleSet) -> None:
+        self.order = torch.argsort(samples.subject, stable=True)
+        _, self.counts = torch.unique_consecutive(samples.subject[self.order], return_counts=True)
+        self.starts = self.counts.cumsum(0) - self.counts
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def views(self, subject: Tensor, views: int, random: torch.Generator) -> Tensor:
+        """Random sample indices `(n, views)` of subjects `(n,)`; the first two differ where a subject has two."""
+        count = self.counts[subject][:, None]
+        offset = (torch.rand(len(subject), views, generator=random) * count).long()
+        if views > 1:
+            shift = 1 + (torch.rand(len(subject), 1, generator=random) * (count - 1)).long()
+            offset[:, 1:2] = (offset[:, :1] + shift) % count
+        return self.order[self.starts[subject][:, None] + offset]
+
+    def batch(self, subjects: int, views: int, random: torch.Generator) -> Tensor:
+        """Indices `(subjects * views,)` of P different subjects with K views each; with fewer subjects than P, some repeat."""
+        rounds = math.ceil(subjects / len(self))
+        chosen = torch.cat([torch.randperm(len(self), generator=random) for _ in range(rounds)])[:subjects]
+        return self.views(chosen, views, random).flatten()
+
+
+@torch.no_grad()
+def predict(network: AuxiliaryNetwork, samples: SampleSet, index: Tensor, *, device: torch.device, batch_size: int = 512) -> Tensor:
+    """Outputs `(n, D)` for the samples at `index`, on the CPU."""
+    return torch.cat([network(samples.batch(part).to(device)).cpu() for part in index.split(batch_size)])
+
+
+@dataclass(frozen=True)
+class EmbeddingQuality:
+    """How well an embedding separates subjects (tables III and IV, figures 4 and 9)."""
+
+    separated: float
+    separated_by_margin: float
+    distance_same: Tensor
+    distance_different: Tensor
+
+
+def embedding_quality(
+    network: AuxiliaryNetwork, samples: SampleSet, *, triplets: int, seed: int, split: str, device: torch.device
+) -> EmbeddingQuality:
+    """Measure random triplets: anchor and positive of one subject, negative of another."""
+    random = seeded(seed, "triplets", split)
+    subject_index = SubjectIndex(samples)
+    first = torch.randint(len(subject_index), (triplets,), generator=random)
+    second = (first + 1 + torch.randint(len(subject_index) - 1, (triplets,), generator=random)) % len(subject_index)
+    anchor, positive = subject_index.views(first, 2, random).unbind(1)
+    negative = subject_index.views(second, 1, random).squeeze(1)
+    parts = [predict(network, samples, index, device=device) for index in (anchor, positive, negative)]
+    return measure_triplets(network.attribute, *parts)
+
+
+def measure_triplets(attribute: AttributeConfig, anchor: Tensor, positive: Tensor, negative: Tensor) -> EmbeddingQuality:
+    """The shares of separated triplets and their distances, from embeddings `(T, D)`."""
+    separated, by_margin = separated_shares(anchor, positive, negative, attribute.auxiliary.margin)
+    return EmbeddingQuality(separated, by_margin, output_distance(attribute, anchor, positive), output_distance(attribute, anchor, negative))
+
+
+def value_error(network: AuxiliaryNetwork, samples: SampleSet, *, count: int, seed: int, split: str, device: torch.device) -> float:
+    """Mean absolute error in the attribute's unit, over `count` random samples."""
+    attribute = network.attribute
+    assert attribute.column is not None
+    index = torch.randint(len(samples), (count,), generator=seeded(seed, "values", split))
+    predicted = denormalize_value(attribute, predict(network, samples, index, device=device))
+    return (predicted - samples.values[attribute.column][index]).abs().mean().item()

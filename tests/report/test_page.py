@@ -1,0 +1,175 @@
+"""The page is whole, needs nothing but itself, and says what is missing."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from normscape.report.page import build_page
+
+SECTIONS = ("summary", "run", "networks", "generator", "control", "styles", "projection", "detection", "reproduce")
+
+
+class Tags(HTMLParser):
+    """Start tags with their attributes, and the text."""
+
+    def __init__(self, page: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self._quiet = False
+        self.feed(page.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._quiet = tag in ("script", "style")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._quiet = False
+
+    def handle_data(self, data: str) -> None:
+        self.text += "" if self._quiet else data
+
+
+@pytest.fixture(scope="session")
+def page(built: dict[str, Any]) -> Path:
+    """The page of a whole run."""
+    path: Path = built["page"]
+    return path
+
+
+def test_page_has_all_sections_figures_and_numbers(page: Path) -> None:
+    """Every section, figures 4 to 8 and the tables with the thesis's numbers are there, and nothing is called missing."""
+    found = Tags(page)
+    ids = {attributes.get("id") for _, attributes in found.tags}
+    assert set(SECTIONS) <= ids
+    figures = {"figure-4-distances-identity", "figure-4-distances-angle", "figure-5-components-angle", "figure-6-sweep-angle"}
+    figures |= {
+        "figure-7-projections",
+        "figure-8-roc-test",
+        "figure-8-roc-train",
+        "training-losses",
+        "strata",
+        "importance",
+        "slider",
+    }
+    assert figures <= ids
+    assert "Not available" not in found.text
+    assert "not available" not in found.text
+    for number in (
+        "97.5\xa0%",
+        "85.8\xa0%",
+        "88.4\xa0%",
+        "0.957",
+        "2.4°",
+        "82\xa0%, 8\xa0%",
+        "rendered chair models (not RC-49)",
+        "normscape run chairs-small.yaml",
+    ):
+        assert number in found.text, number
+
+
+def test_page_is_self_contained_escaped_and_small(page: Path) -> None:
+    """No address leads out of the file, a description is text and not markup, and the size stays far below 15 MB."""
+    found = Tags(page)
+    for tag, attributes in found.tags:
+        for name in ("src", "href", "srcset"):
+            address = attributes.get(name)
+            assert address is None or address.startswith(("data:", "#")), (tag, name, address)
+        assert tag not in ("link", "iframe", "object")
+    style = re.search(r"<style>(.*?)</style>", page.read_text(encoding="utf-8"), re.DOTALL)
+    assert style is not None
+    assert "url(" not in style.group(1)
+    assert "@import" not in style.group(1)
+    assert "&lt;b&gt;tests&lt;/b&gt; &amp; looks" in page.read_text(encoding="utf-8")
+    assert page.stat().st_size < 8_000_000
+
+
+def test_page_can_be_read_without_eyes_or_mouse(page: Path) -> None:
+    """Every image has an alternative text, the slider a label, links lead to existing places."""
+    found = Tags(page)
+    assert all(attributes.get("alt") for tag, attributes in found.tags if tag == "img")
+    inputs = {attributes["id"] for tag, attributes in found.tags if tag == "input"}
+    labels = {attributes["for"] for tag, attributes in found.tags if tag == "label"}
+    assert inputs == labels
+    ids = {attributes.get("id") for _, attributes in found.tags}
+    assert {
+        (attributes["href"] or "")[1:] for tag, attributes in found.tags if tag == "a" and (attributes["href"] or "")[0] == "#"
+    } <= ids
+
+
+def test_figures_are_written_as_png(page: Path) -> None:
+    """Each figure of the page is also a file, on white, for MLflow."""
+    files = list((page.parent / "figures").glob("*.png"))
+    assert len(files) > 15
+    assert all(Image.open(file).mode == "RGB" for file in files)
+
+
+def test_stage_function_returns_numbers(built: dict[str, Any]) -> None:
+    """`run` reports the page's size and the number of figures."""
+    assert 0 < built["page_megabytes"] < 8
+    assert built["figures"] > 15
+
+
+def test_missing_inputs_leave_sentences(small_run: Any, tmp_path: Path) -> None:
+    """A run that broke off early, and files that are missing, still give a page that says so."""
+    folders = {name: small_run.folders[name] for name in ("prepare", "auxiliary", "gan")}
+    for stage, name in (("auxiliary", "triplets"), ("auxiliary", "distances"), ("gan", "triplets"), ("gan", "distances")):
+        (folders[stage] / f"{name}.parquet").unlink()
+    (folders["gan"] / "metrics.jsonl").unlink()
+    found = Tags(build_page(small_run.config, folders, tmp_path))
+    missing = ("auxiliary/triplets.parquet", "gan/metrics.jsonl", "controllers/sweep.npy", "score/metrics.parquet")
+    for name in missing:
+        assert name in found.text, name
+    assert "step 8" in found.text  # what is there is shown
+    assert "Not available" in Tags(build_page(small_run.config, {}, tmp_path)).text
+
+
+def test_other_attributes_and_volumes(small_run: Any, tmp_path: Path) -> None:
+    """Nothing hangs on the name angle or on two dimensions: volumes show their middle slice."""
+    data = small_run.config.model_dump(mode="json")
+    data["attributes"][1] |= {"name": "age", "unit": "years", "column": "age_years"}
+    config = type(small_run.config).model_validate(data | {"dims": 3, "image_channels": 1})
+    folder = small_run.folders["controllers"]
+    np.save(folder / "sweep.npy", np.random.default_rng(0).integers(0, 255, (3, 5, 1, 8, 8, 8), dtype=np.uint8))
+    (folder / "sweep.json").write_text('{"attribute": "age", "values": [20, 30.5, 40, 50, 60], "unit": "years"}')
+    path = build_page(config, {"controllers": folder}, tmp_path)
+    found = Tags(path)
+    assert "Asked age" in found.text
+    assert "30.5 years" in path.read_text(encoding="utf-8")
+    assert any(attributes.get("id") == "figure-6-sweep-age" for _, attributes in found.tags)
+
+
+PROBE = """<script>
+const input = document.querySelector("#value");
+input.value = "9";
+input.dispatchEvent(new Event("input"));
+const fits = document.body.scrollWidth <= innerWidth + 1;
+document.title = [fits, document.querySelector("#slider").style.getPropertyValue("--i"), document.querySelector(".frame img").alt].join();
+</script>"""
+QUIET = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars"]
+
+
+@pytest.mark.parametrize("size", ["1200,1000", "390,800"])
+def test_a_browser_shows_the_page(page: Path, tmp_path: Path, size: str) -> None:
+    """Chromium lays the page out without horizontal scrolling, lets its slider move, and draws something other than blank paper."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("chromium is not installed")
+    probe, picture = tmp_path / "probe.html", tmp_path / "page.png"
+    probe.write_text(page.read_text(encoding="utf-8").replace("</body>", PROBE + "</body>"), encoding="utf-8")
+    command = [chromium, *QUIET, f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={size}"]
+    subprocess.run([*command, f"--screenshot={picture}", probe.as_uri()], check=True, capture_output=True, timeout=120)
+    done = subprocess.run([*command, "--dump-dom", probe.as_uri()], check=True, capture_output=True, text=True, timeout=120)
+    title = re.search(r"<title>(.*?)</title>", done.stdout)
+    assert title is not None
+    assert title.group(1) == "true,9,Generated identity 1 at angle 45°"
+    assert len(np.unique(np.asarray(Image.open(picture).convert("L")))) > 50

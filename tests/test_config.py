@@ -1,0 +1,100 @@
+"""The schema: what a configuration may hold, and the shipped configurations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from normscape.config import Config, ConfigProblems
+from normscape.configio import load_config
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+SHIPPED = sorted((CONFIGS / "chairs").glob("*.yaml"))
+
+
+def _plain(**changes: object) -> dict[str, object]:
+    return load_config(CONFIGS / "chairs" / "demo.yaml").model_dump(mode="json") | changes
+
+
+def test_all_four_chairs_configurations_ship() -> None:
+    assert [p.stem for p in SHIPPED] == ["cpu", "demo", "gpu", "paper"]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+def test_shipped_configurations_load_and_say_what_they_are(path: Path) -> None:
+    config = load_config(path)
+    assert config.name == f"chairs-{path.stem}"
+    assert config.description
+    assert config.data.train_subjects == 40
+    assert config.data.test_subjects == 9
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+def test_every_configuration_has_the_thresholds_of_table_1(path: Path) -> None:
+    identity, angle = load_config(path).attributes
+    assert (identity.tau_same, identity.tau_different, identity.distance) == (0.05, 0.35, "euclidean")
+    assert (identity.output_dim, identity.latent_dim) == (128, 48)
+    assert (angle.tau_same, angle.tau_different, angle.distance, angle.output_dim, angle.latent_dim) == (0.03, 0.15, "l1", 1, 48)
+    assert load_config(path).other_dim == 32
+
+
+def test_paper_is_literal() -> None:
+    """The numbers of section III.A.3 and of table I."""
+    config = load_config(CONFIGS / "chairs" / "paper.yaml")
+    assert config.image_size == 64
+    assert config.generator.channels == (16, 32, 64, 128, 256)
+    assert config.discriminator.channels == (32, 64, 128, 256, 256)
+    assert (config.gan.steps, config.gan.batch_size) == (300_000, 32)
+    assert [a.auxiliary.epochs for a in config.attributes] == [10, 50]
+    assert {a.auxiliary.batch_size for a in config.attributes} == {32}
+    assert {a.auxiliary.width for a in config.attributes} == {64}
+    assert [a.auxiliary.augment_hue for a in config.attributes] == [False, True]
+    assert config.attributes[0].auxiliary.margin == 0.5
+    assert (config.controllers.samples, config.controllers.epochs, config.latents.samples) == (32_000, 100, 32_000)
+    assert (config.projection.train_samples, config.projection.test_samples, config.projection.radius) == (5000, 5000, 3.0)
+    assert config.scoring.features == "thesis"
+    assert (config.data.angle_min_degrees, config.data.angle_max_degrees, config.data.angle_step_degrees) == (0.0, 89.9, 0.1)
+
+
+def test_derived_properties() -> None:
+    config = load_config(CONFIGS / "chairs" / "paper.yaml")
+    assert config.resolutions == (4, 8, 16, 32, 64)
+    assert config.subspaces == {"identity": 48, "angle": 48, "other": 32}
+    assert [a.name for a in config.value_attributes] == ["angle"]
+
+
+def test_values_never_change_after_reading() -> None:
+    config = Config.model_validate(_plain())
+    with pytest.raises(ValidationError):
+        config.seed = 3
+
+
+def test_problems_across_sections_come_together() -> None:
+    data = _plain(image_size=64)
+    data["gan"] = {**data["gan"], "batch_size": 30}  # type: ignore[dict-item]
+    with pytest.raises(ValidationError) as caught:
+        Config.model_validate(data)
+    cause = caught.value.errors()[0]["ctx"]["error"]
+    assert isinstance(cause, ConfigProblems)
+    assert {path for path, _ in cause.problems} == {
+        "generator.channels",
+        "discriminator.channels",
+        "gan.batch_size",
+        "discriminator.deviation_group",
+    }
+
+
+@pytest.mark.parametrize("size", [4, 33, 48])
+def test_image_size_is_a_power_of_two_of_at_least_8(size: int) -> None:
+    with pytest.raises(ValidationError, match="power of two"):
+        Config.model_validate(_plain(image_size=size))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_are_finite(value: float) -> None:
+    data = _plain()
+    data["gan"] = {**data["gan"], "learning_rate": value}  # type: ignore[dict-item]
+    with pytest.raises(ValidationError, match="finite"):
+        Config.model_validate(data)
