@@ -14,7 +14,7 @@ help:            ## show this list
 
 # Dependencies come from the lock alone; the project itself is installed in place, built by the locked hatchling.
 $(STAMP): requirements.lock
-	@test -x $(BIN)/python || { echo "making $(VENV) with $(PYTHON)"; $(PYTHON) -m venv $(VENV); }
+	@test -x $(BIN)/pip || { echo "making $(VENV) with $(PYTHON)"; $(PYTHON) -m venv $(VENV); }
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "normscape needs Python 3.11 or newer; found $$($(BIN)/python --version). Remove $(VENV) and run: make PYTHON=python3.11"; exit 2; }
 	@echo "installing the locked packages into $(VENV) (a few minutes on first use)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock

@@ -100,7 +100,7 @@ def test_validate_config_reports_like_load_config(plain: dict) -> None:
 
 
 def test_a_missing_file_is_a_user_error(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot read configuration .*nope.yaml: No such file"):
+    with pytest.raises(UserError, match=r"cannot read configuration .*nope.yaml: No such file"):
         load_config(tmp_path / "nope.yaml")
 
 

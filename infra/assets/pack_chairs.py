@@ -21,6 +21,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,45 +44,45 @@ class Collection:
     prefix: str
     licence: tuple[str, str]
     link: str
-    models: tuple[str, ...]
+    models: str
 
 
-# Seats for one with a backrest, each looked at: no benches, sofas, deck chairs and loungers, no wheelchair, no stools without a back
-# (cc0 foldingChair is one in spite of its name; KatorLegaz bar-stool has a back).
+# Seats for one with a backrest, each looked at: no benches, sofas, deck chairs and loungers, no wheelchair, no stools without
+# a back (cc0 foldingChair is one in spite of its name; KatorLegaz bar-stool has a back).
 COLLECTIONS = (
     Collection(
         "BlendSwap-CC-0",
         "cc0",
         CC_0,
         "http://www.blendswap.com",
-        (
-            "armchair", "oakChair", "plasticChair", "sillaBlanca", "armchair2", "chair", "modernArmchair", "antiqueChair", "chairWithCushion",
-            "chair2", "osakaChair", "winchesterArmchair", "designChair", "thonet",
-        ),
+        "armchair oakChair plasticChair sillaBlanca armchair2 chair modernArmchair antiqueChair chairWithCushion chair2 "
+        "osakaChair winchesterArmchair designChair thonet",
     ),
     Collection(
         "BlendSwap-CC-BY",
         "ccby",
         CC_BY,
         "http://www.blendswap.com",
-        (
-            "cafe_set_mota_chair", "cafe_set_tonon_chair", "chairWithCushion", "childChair", "ella_chair_f", "leaf_chair", "armchair1", "fotel",
-            "classSeat", "foldingChair", "plaidChair", "armChair2", "kitchenChair", "chair3", "chair4",
-        ),
+        "cafe_set_mota_chair cafe_set_tonon_chair chairWithCushion childChair ella_chair_f leaf_chair armchair1 fotel classSeat "
+        "foldingChair plaidChair armChair2 kitchenChair chair3 chair4",
     ),
-    Collection("KatorLegaz", "katorlegaz", CC_BY_US, "http://www.katorlegaz.com", ("cafe-chair", "mid-century-chair", "bar-stool", "dining-chair", "office-chair")),
+    Collection(
+        "KatorLegaz",
+        "katorlegaz",
+        CC_BY_US,
+        "http://www.katorlegaz.com",
+        "cafe-chair mid-century-chair bar-stool dining-chair office-chair",
+    ),
     Collection(
         "Scopia",
         "scopia",
         CC_BY,
         "http://www.scopia.es",
-        (
-            "ext_chair", "silla_teca", "armchair3", "armchair", "armchair1", "chair3", "chair4", "chair", "office_chair", "tubular_chair",
-            "armchair2", "bar_chair", "kids_desk_chair", "modern_armchair", "plastic_chair", "white_kitchen_chair", "baby_high_chair",
-            "children_chair", "rattanArmchair", "ryokanChair",
-        ),
+        "ext_chair silla_teca armchair3 armchair armchair1 chair3 chair4 chair office_chair tubular_chair armchair2 bar_chair "
+        "kids_desk_chair modern_armchair plastic_chair white_kitchen_chair baby_high_chair children_chair rattanArmchair "
+        "ryokanChair",
     ),
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
@@ -132,10 +133,8 @@ def blurred(texture: Image.Image, cells: int = 64) -> NDArray[np.float64]:
     rgba = np.asarray(texture.convert("RGBA"), dtype=np.float64) / 255.0
     alpha = rgba[..., 3:]
     premultiplied = np.concatenate([rgba[..., :3] * alpha, alpha], axis=-1).astype(np.float32)
-    small = np.stack(
-        [np.asarray(Image.fromarray(premultiplied[..., c]).resize((cells, cells), Image.Resampling.BOX), dtype=np.float64) for c in range(4)],
-        axis=-1,
-    )
+    channels = [Image.fromarray(premultiplied[..., c]).resize((cells, cells), Image.Resampling.BOX) for c in range(4)]
+    small = np.stack([np.asarray(channel, dtype=np.float64) for channel in channels], axis=-1)
     mean = premultiplied[..., :3].sum((0, 1)) / max(float(alpha.sum()), 1e-6)
     opaque = small[..., 3:] > 0.05
     return np.where(opaque, small[..., :3] / np.maximum(small[..., 3:], 1e-6), mean)
@@ -187,7 +186,7 @@ def cut_polygon(points: NDArray[np.float64]) -> list[tuple[int, int, int]]:
     edges = np.roll(points, -1, axis=0) - points
     turns = np.cross(edges, np.roll(edges, -1, axis=0))
     normal = np.cross(points - points[0], np.roll(points, -1, axis=0) - points[0]).sum(axis=0)  # twice the area
-    if (turns @ normal >= 0).all():  # convex
+    if np.all(turns @ normal >= 0):  # convex
         return [(0, i, i + 1) for i in range(1, len(points) - 1)]
     axis = int(np.abs(normal).argmax())
     flat = np.delete(points, axis, axis=1) * (1.0, 1.0 if (normal[axis] > 0) != (axis == 1) else -1.0)  # now counter-clockwise
@@ -204,7 +203,7 @@ def _is_ear(flat: NDArray[np.float64], left: list[int], i: int) -> bool:
     """Corner i of the remaining polygon is convex, and no other corner lies in its triangle."""
     a, b, c = flat[left[i - 1]], flat[left[i]], flat[left[(i + 1) % len(left)]]
 
-    def side(p: NDArray[np.float64], q: NDArray[np.float64], r: NDArray[np.float64]) -> NDArray[np.float64]:
+    def side(p: NDArray[np.float64], q: NDArray[np.float64], r: NDArray[np.float64]) -> Any:
         return (q[..., 0] - p[..., 0]) * (r[..., 1] - p[..., 1]) - (q[..., 1] - p[..., 1]) * (r[..., 0] - p[..., 0])
 
     if side(a, b, c) <= 0:
@@ -221,7 +220,9 @@ def _index(text: str, count: int) -> int:
     return value - 1 if value > 0 else count + value
 
 
-def _texture_colours(texture: NDArray[np.float64], uv_points: NDArray[np.float64], uv_index: NDArray[np.int64]) -> NDArray[np.float64]:
+def _texture_colours(
+    texture: NDArray[np.float64], uv_points: NDArray[np.float64], uv_index: NDArray[np.int64]
+) -> NDArray[np.float64]:
     """Mean texture colour at corners, edge middles and centre of each triangle: (F, 3)."""
     corners = uv_points[uv_index]  # (F, 3, 2)
     weights = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0.5, 0.5, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [1 / 3, 1 / 3, 1 / 3]])
@@ -230,7 +231,8 @@ def _texture_colours(texture: NDArray[np.float64], uv_points: NDArray[np.float64
     column = np.minimum((uv[..., 0] * side).astype(int), side - 1)
     row = np.minimum(((1.0 - uv[..., 1]) * side).astype(int), side - 1)
     colours = texture[row, column].mean(axis=1)
-    return np.where((uv_index < 0).any(axis=1)[:, None], texture.mean(axis=(0, 1)), colours)
+    lost = np.any(uv_index < 0, axis=1, keepdims=True)  # corners without a place in the texture
+    return np.where(lost, texture.mean(axis=(0, 1)), colours)
 
 
 def read_licence(archive: zipfile.ZipFile, folder: str, collection: Collection) -> tuple[tuple[str, str], str]:
@@ -257,7 +259,7 @@ def read_chairs(source: Path) -> Iterator[Chair]:
             catalogue = read_catalogue(archive)
             # Scopia's licence file lists the models made by eTeks before those made by Scopia alone.
             eteks_models = set(re.findall(r"^- (\S+)", _eteks_part(archive.read("LICENSE.TXT").decode("latin-1")), re.M))
-            for model in collection.models:
+            for model in collection.models.split():
                 entry = catalogue[model]
                 path = entry["model"].lstrip("/")
                 vertices, faces, colours = read_model(archive, path)
@@ -335,8 +337,8 @@ def write(chairs: list[Chair], out: Path) -> None:
         "# Chair models: authors and licences",
         "",
         f"`chairs.npz` holds {len(chairs)} chair models adapted from {PACKAGE}, the additional furniture of Sweet Home 3D",
-        "(<https://www.sweethome3d.com>, catalogues by Emmanuel Puybaret / eTeks). Changes: turned and sized as the catalogue says,",
-        "cut into triangles, coordinates quantised, one colour a triangle instead of textures and materials.",
+        "(<https://www.sweethome3d.com>, catalogues by Emmanuel Puybaret / eTeks). Changes: turned and sized as the catalogue",
+        "says, cut into triangles, coordinates quantised, one colour a triangle instead of textures and materials.",
         "Packed by `infra/assets/pack_chairs.py`.",
         "",
         "Licences: "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from normscape.config import AugmentationConfig
 from normscape.datasets.augmentation import augment, pad_and_crop, rotate_hue
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from normscape.datasets.blots import BlotSpec, draw_blot, draw_blots
 
 GOLDEN_RADIUS = 3.7672074

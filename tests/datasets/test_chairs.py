@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+
 from normscape.config import DataConfig
 from normscape.datasets import chairs
 from normscape.datasets.samples import load_samples
 from normscape.errors import DataError
-from numpy.typing import NDArray
 
 
 @pytest.fixture
@@ -24,7 +25,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def render(angles: tuple[float, ...] = (0.0, 45.0, 90.0), **changes: object) -> NDArray[np.uint8]:
-    arguments: dict[str, object] = {"image_size": 16, "supersample": 2, "angles": np.array(angles), "chairs": (0, 1), "workers": 1}
+    arguments: dict[str, object] = {
+        "image_size": 16,
+        "supersample": 2,
+        "angles": np.array(angles),
+        "chairs": (0, 1),
+        "workers": 1,
+    }
     return chairs.rendered_chairs(**(arguments | changes))  # type: ignore[arg-type]
 
 
@@ -96,26 +103,35 @@ def test_rendered_images_are_chairs_on_white(cache: Path) -> None:
 def test_chair_fills_the_frame_at_every_angle(index: int) -> None:
     """Over a whole turn the longer extent takes FILL of the frame, and nothing is cut off."""
     images = chairs.render_chunk(index, np.arange(0.0, 360.0, 30.0), 64, 1)
-    painted = (images < 255).any(axis=1)
-    rows, columns = np.flatnonzero(painted.any(axis=(0, 2))), np.flatnonzero(painted.any(axis=(0, 1)))
+    painted = np.any(images < 255, axis=1)
+    rows, columns = np.flatnonzero(np.any(painted, axis=(0, 2))), np.flatnonzero(np.any(painted, axis=(0, 1)))
     longest = max(np.ptp(rows) + 1, 2 * (np.abs(columns - 31.5).max() + 0.5)) / 64
     assert longest == pytest.approx(chairs.FILL, abs=0.05)
 
 
 def test_growing_angle_turns_the_chair_counter_clockwise() -> None:
-    """Seen from the front at 0 degrees, from its left side (facing right in the picture) at 90: a marked front corner moves to the right."""
-    tetrahedron = chairs.Chair(
-        name="marked",
-        vertices=np.array([[-1, 0, -1], [1, 0, -1], [0, 0, 1], [0, 1.0, -1]], dtype=np.float32),
-        faces=np.array([[0, 1, 2], [0, 1, 3], [1, 2, 3], [0, 2, 3]], dtype=np.int32),
-        colours=np.zeros((4, 3), dtype=np.float32),
+    """The front faces the camera at 0 degrees and right at 90: of two posts, the red front one then stands right of the blue."""
+    post = np.array([[-0.1, 0, 0], [0.1, 0, 0], [0, 1, 0.1], [0, 1, -0.1]])
+    front = np.array([0, 0, 1])
+    chair = chairs.Chair(
+        name="posts",
+        vertices=np.concatenate([post + front, post - front]).astype(np.float32),
+        faces=np.array([[0, 1, 2], [0, 1, 3], [4, 5, 6], [4, 5, 7]], dtype=np.int32),
+        colours=np.array([[1, 0, 0], [1, 0, 0], [0, 0, 1], [0, 0, 1]], dtype=np.float32),
     )
-    renderer = chairs.ChairRenderer(tetrahedron, image_size=32, supersample=1)
-    painted = renderer.render(90.0)[0] < 255
-    bottom = np.flatnonzero(painted.any(axis=1))[-6:]
-    assert painted[bottom, 16:].sum() > painted[bottom, :16].sum()  # the corner at +z now points right
-    tall = np.flatnonzero(painted.any(axis=1))[0]
-    assert np.flatnonzero(painted[tall]).max() < 16  # the back rest is on the left
+    renderer = chairs.ChairRenderer(chair, image_size=64, supersample=1)
+
+    def places(angle: float) -> list[tuple[float, float]]:
+        """Mean (row, column) of the red and of the blue post."""
+        red, _, blue = renderer.render(angle).astype(int)
+        return [tuple(np.argwhere(mask).mean(axis=0)) for mask in (red > blue, blue > red)]
+
+    (front_row, front_column), (back_row, back_column) = places(0.0)
+    assert front_row > back_row + 5  # the camera looks down: what is near is lower in the picture
+    assert abs(front_column - back_column) < 2
+    (front_row, front_column), (back_row, back_column) = places(90.0)
+    assert abs(front_row - back_row) < 2
+    assert front_column > back_column + 20
 
 
 def test_pictures_are_the_same_with_worker_processes(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,9 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from normscape.datasets import chairs
 from PIL import Image
+
+from normscape.datasets import chairs
 
 SCRIPT = Path(__file__).parents[2] / "infra" / "assets" / "pack_chairs.py"
 
@@ -66,14 +67,16 @@ def packed(pack: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         archive.writestr("things/seat/seat.obj", OBJ)
         archive.writestr("things/seat/seat.mtl", MTL)
         archive.writestr("things/seat/cloth.png", content.getvalue())
-        archive.writestr("things/seat/1 - LICENSE.html", "http://www.blendswap.com/blends/view/1 creativecommons.org/licenses/by/3.0/")
-    monkeypatch.setattr(pack, "COLLECTIONS", (pack.Collection("Things", "things", pack.CC_0, "http://example.org", ("seat",)),))
+        archive.writestr(
+            "things/seat/1 - LICENSE.html", "http://www.blendswap.com/blends/view/1 creativecommons.org/licenses/by/3.0/"
+        )
+    monkeypatch.setattr(pack, "COLLECTIONS", (pack.Collection("Things", "things", pack.CC_0, "http://example.org", "seat"),))
     pack.write(list(pack.read_chairs(tmp_path)), tmp_path / "out")
     return tmp_path / "out"
 
 
 def test_output_is_what_the_package_reads(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The packed file loads through `load_chair`: size of the catalogue, colours of material and texture, repeated triangle dropped."""
+    """The packed file loads through `load_chair`: the catalogue's size, colours of material and texture, no repeated triangle."""
     with np.load(packed / "chairs.npz", allow_pickle=False) as arrays:
         data = dict(arrays)
     monkeypatch.setattr(chairs, "_asset", lambda: ("digest", data))

@@ -7,6 +7,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+
 from normscape.config import DataConfig
 from normscape.datasets.samples import load_samples
 from normscape.errors import DataError
@@ -18,7 +19,9 @@ def arrays() -> dict[str, np.ndarray]:
     """Three chair types at five angles, shuffled; image i is filled with i + 10 * channel."""
     order = np.random.default_rng(0).permutation(TYPES * len(ANGLES))
     images = np.zeros((len(order), 3, 16, 16), dtype=np.uint8)
-    images += np.arange(len(order), dtype=np.uint8)[:, None, None, None] + np.array([0, 10, 20], dtype=np.uint8)[None, :, None, None]
+    images += (
+        np.arange(len(order), dtype=np.uint8)[:, None, None, None] + np.array([0, 10, 20], dtype=np.uint8)[None, :, None, None]
+    )
     return {
         "images": images[order],
         "labels": np.tile(np.array(ANGLES, dtype=np.float32), TYPES)[order],
@@ -73,7 +76,10 @@ BROKEN: dict[str, tuple[dict[str, np.ndarray | None], str]] = {
     "no labels": ({"labels": None}, "no dataset 'labels'"),
     "no types": ({"types": None}, "no dataset 'types'"),
     "no indx_train": ({"indx_train": None}, "no dataset 'indx_train'"),
-    "channels last": ({"images": np.zeros((15, 16, 16, 3), np.uint8)}, r"images: expected shape \(N, 3, H, H\), found \(15, 16, 16, 3\)"),
+    "channels last": (
+        {"images": np.zeros((15, 16, 16, 3), np.uint8)},
+        r"images: expected shape \(N, 3, H, H\), found \(15, 16, 16, 3\)",
+    ),
     "flat images": ({"images": np.zeros((15, 768), np.uint8)}, r"images: expected 4 dimensions, found shape \(15, 768\)"),
     "text labels": ({"labels": np.array([b"left"] * 15)}, "labels: expected numbers, found dtype"),
     "labels too few": ({"labels": np.zeros(14, np.float32)}, "labels: expected 15 entries, as many as images, found 14"),

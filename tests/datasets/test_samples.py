@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from normscape.datasets.samples import SampleSet, split_subjects, to_uint8, to_unit_range
 from normscape.errors import DataError
 

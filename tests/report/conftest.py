@@ -282,6 +282,6 @@ def _score(folders: dict[str, Path], random: np.random.Generator) -> None:
         mean_auroc=random.uniform(0.9, 0.95, 12),
         std_auroc=[0.01] * 12,
     )
-    names = [f"length/{s}/{r}" for s in ("identity", "other") for r in (4, 8, 16, 32, 64)] + ["angle_degrees", "residual_l1"]
-    write(folder / "importance.parquet", feature=names, importance=random.dirichlet(np.ones(12)))
+    features = [f"length/{s}/{r}" for s in ("identity", "other") for r in (4, 8, 16, 32, 64)] + ["angle_degrees", "residual_l1"]
+    write(folder / "importance.parquet", feature=features, importance=random.dirichlet(np.ones(12)))
     (folder / "detectors.json").write_text(json.dumps({"forest": {"threshold": 0.5}}))

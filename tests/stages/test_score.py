@@ -216,6 +216,7 @@ def test_config_chooses_the_features_of_the_forest(tmp_path: Path) -> None:
     assert "residual_recognition" in detectors["forest"]["features"]
     assert "residual_recognition" not in detectors["forest_thesis"]["features"]
     assert "forest_thesis_test_auroc" in headline
+    assert pd.read_parquet(folder / "grid.parquet")["mean_auroc"].isna().tolist() == [True]  # one setting: no search
 
 
 def test_without_other_residuals_there_is_one_forest(tmp_path: Path) -> None:

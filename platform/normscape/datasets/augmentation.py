@@ -1,7 +1,7 @@
 """Augmentation for the auxiliary networks (thesis III.A.2): hue, pad and crop, Gaussian noise, clipping.
 
-A whole batch at once, on the batch's device; every random number is drawn from one generator, on the generator's device. Images are in [-1, 1]
-before and after.
+A whole batch at once, on the batch's device; every random number is drawn from one generator, on the generator's device.
+Images are in [-1, 1] before and after.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from normscape.config import AugmentationConfig
 BACKGROUND = 1.0
 """Intensity of the padding: white, the background of the chairs."""
 
-_YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]], dtype=torch.float64)
+_YIQ = torch.tensor(
+    [[0.299, 0.587, 0.114], [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]], dtype=torch.float64
+)
 _RGB = torch.linalg.inv(_YIQ)
 
 
@@ -44,8 +46,8 @@ def augment(images: Tensor, config: AugmentationConfig, *, hue: bool, generator:
 def rotate_hue(images: Tensor, degrees: Tensor) -> Tensor:
     """Turn the colours of each image around the grey axis: luma stays, greys stay.
 
-    A linear map, the rotation of the chroma plane of YIQ, not HSV's piecewise hue: it has no kinks, and colours that leave the range are left
-    for the caller to clip.
+    A linear map, the rotation of the chroma plane of YIQ, not HSV's piecewise hue: it has no kinks, and colours that leave the
+    range are left for the caller to clip.
 
     Args:
         images: (B, 3, *S) in [-1, 1].
@@ -59,7 +61,7 @@ def rotate_hue(images: Tensor, degrees: Tensor) -> Tensor:
 
 
 def pad_and_crop(images: Tensor, pad_fraction: float, *, generator: torch.Generator) -> Tensor:
-    """Pad each side with background and crop back to the old size at a random place: shifts by up to the padding, in whole pixels.
+    """Pad each side with background and crop back at a random place: shifts by up to the padding, in whole pixels.
 
     Args:
         images: (B, C, *S).

@@ -1,8 +1,8 @@
 """Blots: the thesis's artificial anomaly (III.A.4, figure 2b), fixed once for all work that follows.
 
-A blot is opaque, of one random colour, at a random place, with a wavy and slightly soft edge. It is a pure function of (seed, sample id):
-never of the batch, the image or the order of calls. Its shape is defined in shares of the image's side, so that the same blot at twice the
-resolution covers the same place. 2D and 3D alike.
+A blot is opaque, of one random colour, at a random place, with a wavy and slightly soft edge. It is a pure function of
+(seed, sample id): never of the batch, the image or the order of calls. Its shape is defined in shares of the image's side,
+so that the same blot at twice the resolution covers the same place. 2D and 3D alike.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ WAVES = 6
 
 @dataclass(frozen=True)
 class BlotSpec:
-    """What blots look like; the defaults are those of every experiment. Fractions are of the image's (shortest) side, unless noted."""
+    """What blots look like; the defaults are those of every experiment. Fractions are of the shortest side, unless noted."""
 
     radius_min_fraction: float = 0.08
     """Smallest radius."""
@@ -74,8 +74,8 @@ class BlotBatch:
 def draw_blot(image: Tensor, seed: int, sample_id: int, spec: BlotSpec | None = None) -> Blot:
     """Draw the blot of (seed, sample_id) into a copy of the image.
 
-    The edge lies at r (1 + a n(u)) from the centre in direction u, where r is the radius, a the waviness, and n a sum of plane waves
-    sqrt(2 / K) cos(f_k . u + phi_k) on the unit circle (sphere), less its mean: the blot is star-shaped, in any number of dimensions.
+    The edge lies at r (1 + a n(u)) from the centre in direction u, where r is the radius, a the waviness, and n a sum of K plane
+    waves sqrt(2 / K) cos(f_k . u + phi_k) on the unit circle (sphere), less its mean: star-shaped, in any number of dimensions.
 
     Args:
         image: float (C, *S) in [-1, 1].

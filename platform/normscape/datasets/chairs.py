@@ -1,13 +1,13 @@
 """Rotating chairs in the manner of RC-49 (thesis III.A.1), ray-traced from 3D models that ship with the package.
 
-The asset `assets/chairs.npz` (made by `infra/assets/pack_chairs.py`, authors in `assets/CHAIRS_ATTRIBUTION.md`) holds, for N chairs:
-`names` (N,); `vertices` uint16 (V, 3), `faces` uint16 (F, 3) and `colours` uint8 (F, 3) of all chairs one after the other, with
-`vertex_start` and `face_start` (N + 1,) where each begins; `placement` float32 (N, 4), low corner and length of one step in
-centimetres. y points up and a chair's front towards +z; faces count from the chair's first vertex.
+The asset `assets/chairs.npz` (made by `infra/assets/pack_chairs.py`, authors in `assets/CHAIRS_ATTRIBUTION.md`) holds, for N
+chairs: `names` (N,); `vertices` uint16 (V, 3), `faces` uint16 (F, 3) and `colours` uint8 (F, 3) of all chairs one after the
+other, with `vertex_start` and `face_start` (N + 1,) where each begins; `placement` float32 (N, 4), low corner and length of one
+step in centimetres. y points up and a chair's front towards +z; faces count from the chair's first vertex.
 
-The picture: an orthographic camera raised by `ELEVATION_DEGREES`; at angle 0 it looks at the front, and with growing angle the chair turns
-counter-clockwise as seen from above. Light is fixed to the camera. A chair's scale and centre are those of a whole turn, so that neither
-changes with the angle. White background.
+The picture: an orthographic camera raised by `ELEVATION_DEGREES`; at angle 0 it looks at the front, and with growing angle the
+chair turns counter-clockwise as seen from above. Light is fixed to the camera. A chair's scale and centre are those of a whole
+turn, so that neither changes with the angle. White background.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
@@ -207,7 +208,7 @@ def rendered_chairs(
         uint8 (chairs * A, 3, S, S), memory-mapped copy-on-write.
 
     Raises:
-        DataError: the cache cannot be written (a full disk, no permission).
+        DataError: the cache cannot be written (a full disk, no permission), or a rendering process was killed.
     """
     chosen = tuple(range(len(chair_names()))) if chairs is None else chairs
     path = cache_folder() / f"chairs-{image_size}px-{_cache_key(image_size, supersample, angles, chosen)}.npy"
@@ -222,6 +223,8 @@ def rendered_chairs(
                 f"cannot write rendered chairs to {path}: {error.strerror or error}\n"
                 f"{np.prod(shape) / 1e6:.0f} MB are needed; set NORMSCAPE_CACHE to a folder with space"
             ) from error
+        except BrokenProcessPool as error:
+            raise DataError("a process that renders chairs ended unexpectedly: was it killed, or is memory short?") from error
         images = _read_cache(path, shape)
     if images is None:
         raise DataError(f"{path} was written and cannot be read back as {shape} uint8")
@@ -244,7 +247,7 @@ def _read_cache(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
 
 @contextmanager
 def _written_aside(path: Path) -> Iterator[Path]:
-    """A path to write to, which becomes `path` at the end, and is removed on an error. Two processes may write at once: the last one stays."""
+    """A path to write to, which becomes `path` at the end and is removed on an error. Of two writers the last one stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for old in path.parent.glob(f"{path.stem}.*.partial"):  # left by a killed process
         if time.time() - old.stat().st_mtime > 86400:

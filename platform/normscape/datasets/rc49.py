@@ -1,7 +1,8 @@
 """Reader of the RC-49 data set (Ding et al., CcGAN, 2021; thesis III.A.1): an HDF5 file of rendered chairs.
 
-Keys: `images` (N, 3, H, W) integers 0..255; `labels` (N,) rotation angle in degrees, 0.0 to 359.9 in steps of 0.1; `types` (N,) number of the
-chair, 0 to 48; `indx_train` (M,) rows of the CcGAN authors' own split by angle, which is not used: we split by chair type.
+Keys: `images` (N, 3, H, W) integers 0..255; `labels` (N,) rotation angle in degrees, 0.0 to 359.9 in steps of 0.1; `types` (N,)
+number of the chair, 0 to 48; `indx_train` (M,) rows of the CcGAN authors' own split by angle, which is not used: we split by
+chair type.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ def read_rc49(
         with h5py.File(path, "r") as file:
             return _read(path, file, image_size, angle_min, angle_max)
     except (OSError, RuntimeError) as error:  # h5py raises either for damaged files
-        raise DataError(f"{path}: cannot be read as HDF5, it may be truncated or of another format ({error}); expected {EXPECTED}") from error
+        raise DataError(
+            f"{path}: cannot be read as HDF5, it may be truncated or of another format ({error}); expected {EXPECTED}"
+        ) from error
 
 
 def _read(
@@ -59,11 +62,14 @@ def _read(
     _check_images(path, images, image_size)
     if labels.min() < -TOLERANCE_DEGREES or labels.max() > 360.0 + TOLERANCE_DEGREES:
         raise DataError(f"{path}: labels: expected degrees from 0 to 360, found {labels.min():g} to {labels.max():g}")
-    if (types != np.rint(types)).any() or types.min() < 0:
-        raise DataError(f"{path}: types: expected whole numbers from 0, found {types[(types != np.rint(types)) | (types < 0)][0]:g}")
+    odd = types[(types != np.rint(types)) | (types < 0)]
+    if len(odd):
+        raise DataError(f"{path}: types: expected whole numbers from 0, found {odd[0]:g}")
     rows = np.flatnonzero((labels >= angle_min - TOLERANCE_DEGREES) & (labels <= angle_max + TOLERANCE_DEGREES))
     if not len(rows):
-        raise DataError(f"{path}: labels: none in [{angle_min:g}, {angle_max:g}] degrees, found {labels.min():g} to {labels.max():g}")
+        raise DataError(
+            f"{path}: labels: none in [{angle_min:g}, {angle_max:g}] degrees, found {labels.min():g} to {labels.max():g}"
+        )
     pictures = np.empty((len(rows), 3, image_size, image_size), dtype=np.uint8)
     # Whole blocks, then the rows wanted of them: picking single rows of an HDF5 dataset is slow.
     for block in range(0, len(images), BLOCK):
@@ -105,7 +111,9 @@ def _check_images(path: Path, images: Any, image_size: int) -> None:
     if count == 0 or channels != 3 or height != width:
         raise DataError(f"{path}: images: expected shape (N, 3, H, H), found {images.shape}")
     if height % image_size:
-        raise DataError(f"{path}: images: expected a side that is a multiple of image_size {image_size}, found {height} x {width}")
+        raise DataError(
+            f"{path}: images: expected a side that is a multiple of image_size {image_size}, found {height} x {width}"
+        )
 
 
 def _to_size(path: Path, block: NDArray[Any], image_size: int) -> NDArray[np.uint8]:
@@ -115,7 +123,9 @@ def _to_size(path: Path, block: NDArray[Any], image_size: int) -> NDArray[np.uin
         if not (low >= 0 and high <= 255):
             raise DataError(f"{path}: images: expected values from 0 to 255, found {low:g} to {high:g}")
         if high <= 1.0 and block.dtype.kind == "f" and high > 0:
-            raise DataError(f"{path}: images: expected values from 0 to 255, found values up to {high:g}; are they scaled to 0..1?")
+            raise DataError(
+                f"{path}: images: expected values from 0 to 255, found values up to {high:g}; are they scaled to 0..1?"
+            )
     factor = block.shape[-1] // image_size
     if factor > 1:
         count = len(block)

@@ -46,7 +46,9 @@ class SampleSet:
         lengths = {"subject": len(self.subject), "sample_id": len(self.sample_id), **{k: len(v) for k, v in self.values.items()}}
         wrong = {name: length for name, length in lengths.items() if length != n}
         if wrong or self.images.dtype != torch.uint8:
-            raise ValueError(f"a sample set needs uint8 images and equally long columns: {n} images of {self.images.dtype}, {wrong}")
+            raise ValueError(
+                f"a sample set needs uint8 images and equally long columns: {n} images of {self.images.dtype}, {wrong}"
+            )
 
     def __len__(self) -> int:
         return len(self.images)

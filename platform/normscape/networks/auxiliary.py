@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from monai.networks.nets.resnet import ResNet, ResNetBlock
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from normscape.config import AttributeConfig, Config
 from normscape.networks.layers import memory_format
@@ -59,6 +60,19 @@ class AuxiliaryNetwork(nn.Module):
         """The last feature map to the output."""
         output: Tensor = self.net.fc(torch.flatten(self.net.avgpool(features), 1))
         return nn.functional.normalize(output, dim=1) if self.attribute.kind == "embedding" else output
+
+    def fold(self) -> AuxiliaryNetwork:
+        """Freeze the network and fold its batch normalisations into the convolutions: same outputs, less work."""
+        freeze(self)
+        blocks = [block for stage in (self.net.layer1, self.net.layer2, self.net.layer3, self.net.layer4) for block in stage]
+        for owner, conv, norm in [(self.net, "conv1", "bn1"), *((b, f"conv{i}", f"bn{i}") for b in blocks for i in (1, 2))]:
+            setattr(owner, conv, fuse_conv_bn_eval(getattr(owner, conv), getattr(owner, norm)))
+            setattr(owner, norm, nn.Identity())
+        for block in blocks:
+            if isinstance(block.downsample, nn.Sequential):
+                block.downsample = fuse_conv_bn_eval(*block.downsample)
+        freeze(self)
+        return self
 
     def forward(self, images: Tensor) -> Tensor:
         """`(B, C, *S)` in [-1, 1] to `(B, D)`: a unit vector, or the normalised value."""

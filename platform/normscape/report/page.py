@@ -15,7 +15,7 @@ import numpy as np
 import normscape
 from normscape.config import Config
 from normscape.configio import config_digest, dump_yaml
-from normscape.report import pictures, plots, tables
+from normscape.report import detection, pictures, plots, tables
 from normscape.report.source import Source, rows
 from normscape.report.thesis import DATA_NAMES
 from normscape.report.words import detector_name, duration, number, with_unit
@@ -104,7 +104,7 @@ def _content(source: Source) -> dict[str, Any]:
         "finished": max((str(m.get("finished", "")) for m in manifests.values()), default=""),
         "total": duration(sum(float(m.get("seconds", 0.0)) for m in manifests.values())) if manifests else "",
         "subjects": tables.subjects(source),
-        "headlines": tables.headlines(source),
+        "headlines": detection.headlines(source) + tables.headlines(source),
         "tables": {
             "stages": tables.stages(source),
             "parameters": tables.parameters(source),
@@ -112,8 +112,8 @@ def _content(source: Source) -> dict[str, Any]:
             "value_errors": tables.value_errors(source),
             "controllers": tables.controllers(source),
             "explained": tables.explained(source),
-            "detection": tables.detection(source),
-            "forest_grid": tables.forest_grid(source),
+            "detection": detection.detection(source),
+            "forest_grid": detection.forest_grid(source),
             "recorded": tables.recorded(source),
         },
         "slider": _slider(source),
@@ -168,11 +168,11 @@ class Mistake:
 
 def _mistakes(source: Source) -> dict[str, Any] | None:
     """The normal test images with the highest scores and the anomalous ones with the lowest."""
-    scored = tables.scored_projections(source)
+    scored = detection.scored_projections(source)
     inputs, rebuilt = source.array("project", "inputs.npy"), source.array("project", "reconstructions.npy")
     if scored is None or inputs is None or rebuilt is None or len(inputs) != rows(scored):
         return None
-    names = tables.detectors(scored)
+    names = detection.detectors(scored)
     if not names:
         return None
     detector = "forest" if "forest" in names else names[0]

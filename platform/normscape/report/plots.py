@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from normscape.config import AttributeConfig
-from normscape.report import figures, pictures, tables
+from normscape.report import detection, figures, pictures
 from normscape.report.source import Source
 from normscape.report.style import DARK, LIGHT, Theme, on_white, png
 from normscape.report.words import detector_name, title
@@ -133,8 +133,8 @@ def plots(source: Source) -> Iterator[Plot]:
             f"ROC curves of every detector on {split} images; the areas stand in the table above.",
             "score/roc.parquet",
         )
-    scored = tables.scored_projections(source)
-    for detector in (tables.detectors(scored) if scored is not None else [])[:2]:
+    scored = detection.scored_projections(source)
+    for detector in (detection.detectors(scored) if scored is not None else [])[:2]:
         yield Plot(
             f"scores-{detector}",
             "scores",
@@ -143,7 +143,7 @@ def plots(source: Source) -> Iterator[Plot]:
             f"Histograms of the {detector_name(detector)}'s scores of normal and anomalous test images.",
             "score/scores.parquet",
         )
-    groups = tables.strata(source)
+    groups = detection.strata(source)
     yield Plot(
         "strata",
         "strata",

@@ -281,7 +281,7 @@ def _write_detectors(folder: Path, scored: Mapping[str, _Scored]) -> None:
         if isinstance(detector, ForestDetector):
             suffix = "" if name == "forest" else f"-{name}"
             detector.save(folder / f"{name}.skops", entry.features)
-            _write(folder / f"grid{suffix}.parquet", _columns(detector.grid_))
+            _write(folder / f"grid{suffix}.parquet", _grid_columns(detector.grid_))
             order = np.argsort(-detector.feature_importances_, kind="stable")
             importance = {
                 "feature": [entry.features[i] for i in order],
@@ -314,9 +314,10 @@ def _seed(seed: int) -> int:
     return int(np.random.SeedSequence([seed, BOOTSTRAP_STREAM]).generate_state(1)[0])
 
 
-def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    """Rows as columns."""
-    return {name: [row[name] for row in rows] for name in rows[0]}
+def _grid_columns(rows: list[dict[str, float | None]]) -> dict[str, pa.Array]:
+    """Settings and areas as columns; an area that was not measured is null."""
+    types = {name: pa.float64() if name.endswith("_auroc") else pa.int64() for name in rows[0]}
+    return {name: pa.array([row[name] for row in rows], type=kind) for name, kind in types.items()}
 
 
 def _write(path: Path, columns: Mapping[str, Any]) -> None:

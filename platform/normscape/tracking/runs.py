@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import re
 import time
 from collections.abc import Mapping
 from contextlib import contextmanager
@@ -82,6 +83,9 @@ class MlflowListener:
 
     def start(self) -> str | None:
         """Open the store and begin or continue the run.
+
+        Call it when the run folder is held (`run_stages(..., opened=...)`): what MLflow still calls running in this folder is
+        taken for a process that was killed.
 
         Returns:
             The run's id; None when the store cannot be reached.
@@ -297,6 +301,7 @@ class MlflowListener:
 
     def _warn(self, consequence: str, error: Exception) -> None:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = re.sub(r"://[^/@\s]+@", "://", reason)  # MLflow quotes the address, password and all
         _log.warning("MLflow at %s %s: %s", without_password(self.tracking_uri), consequence, reason[:300])
 
 

@@ -1,0 +1,83 @@
+"""Stage `controllers`: attribute value -> style, and how well it controls the image (thesis II.A.2; figure 6).
+
+Writes:
+
+- `<attribute>.safetensors` for every attribute of kind value;
+- `controllability.parquet`: attribute, asked, read (in the attribute's unit; one row a component), identity_distance in [0, 1];
+- `sweep.npy`: uint8 (identities, values, C, *S) with `sweep.json`: attribute, values, unit.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from normscape.config import AttributeConfig
+from normscape.datasets.samples import to_uint8
+from normscape.stages.core import StageContext
+from normscape.stages.files import write_json
+from normscape.stages.models import load_auxiliaries, load_generator
+from normscape.training.checkpoint import TrainingState, save_module
+from normscape.training.controllers import generated_values, measure_control, train_controller, value_sweep
+
+SWEEP_IDENTITIES, SWEEP_VALUES = 8, 19
+
+
+def run(context: StageContext) -> dict[str, float]:
+    """Train and measure every controller."""
+    config, device = context.config, context.device
+    auxiliaries = load_auxiliaries(config, context.inputs["auxiliary"], device)
+    generator = load_generator(config, context.inputs["gan"], device)
+    networks = {a.name: auxiliaries[a.name] for a in config.value_attributes}
+    styles, values = generated_values(
+        generator, networks, count=config.controllers.samples, seed=config.seed, purpose="controllers"
+    )
+    columns: dict[str, list[object]] = {"attribute": [], "asked": [], "read": [], "identity_distance": []}
+    metrics: dict[str, float] = {}
+    for number, attribute in enumerate(config.value_attributes):
+        checkpoints = context.folder / "checkpoints" / attribute.name
+        controller = train_controller(
+            attribute,
+            config,
+            styles[:, generator.subspace_slice(attribute.name)],
+            values[attribute.name],
+            folder=checkpoints,
+            digest=context.key,
+            device=device,
+            recorder=context.recorder,
+        )
+        save_module(controller, context.folder / f"{attribute.name}.safetensors")
+        measured = measure_control(
+            attribute,
+            generator,
+            controller,
+            auxiliaries,
+            identity=config.attributes[0].name,
+            count=config.controllers.check_samples,
+            seed=config.seed,
+        )
+        asked, read = measured["asked"].flatten(), measured["read"].flatten()
+        columns["attribute"] += [attribute.name] * len(asked)
+        columns["asked"] += asked.tolist()
+        columns["read"] += read.tolist()
+        columns["identity_distance"] += measured["identity_distance"].repeat_interleave(attribute.output_dim).tolist()
+        metrics |= {
+            f"{attribute.name}_error": (asked - read).abs().mean().item(),
+            f"{attribute.name}_identity_distance": measured["identity_distance"].mean().item(),
+        }
+        if number == 0:
+            sweep = value_sweep(generator, controller, identities=SWEEP_IDENTITIES, values=sweep_values(attribute), seed=config.seed)
+            np.save(context.folder / "sweep.npy", to_uint8(sweep).cpu().numpy())
+            described = {"attribute": attribute.name, "values": sweep_values(attribute)[:, 0].tolist(), "unit": attribute.unit}
+            write_json(context.folder / "sweep.json", described)
+        TrainingState.clear(checkpoints)
+    pq.write_table(pa.table(columns), context.folder / "controllability.parquet")
+    return metrics
+
+
+def sweep_values(attribute: AttributeConfig) -> torch.Tensor:
+    """Evenly spaced values over the attribute's range, `(V, D)`; a vector moves along its diagonal."""
+    line = torch.linspace(attribute.value_min, attribute.value_max, SWEEP_VALUES)
+    return line[:, None].expand(-1, attribute.output_dim)

@@ -1,0 +1,39 @@
+"""Stage `gan`: train the factorised StyleGAN2 (thesis II.A.1, III.A.3b; table III, generated).
+
+Writes:
+
+- `generator.safetensors` (the averaged generator), `discriminator.safetensors`;
+- `samples/step-*.png`: images of fixed latents, an identity a row;
+- `triplets.parquet` and `distances.parquet`, as stage `auxiliary`, with split `generated`.
+"""
+
+from __future__ import annotations
+
+from normscape.stages.auxiliary import TRIPLETS, write_quality
+from normscape.stages.core import StageContext
+from normscape.stages.models import load_auxiliaries
+from normscape.stages.prepare import open_samples
+from normscape.training.auxiliary import measure_triplets
+from normscape.training.checkpoint import TrainingState, save_module
+from normscape.training.gan import train_gan
+from normscape.training.observer import GanObserver, generated_triplets
+
+
+def run(context: StageContext) -> dict[str, float]:
+    """Train the GAN from where it stands, and measure its images."""
+    config, device = context.config, context.device
+    train, _ = open_samples(context)
+    auxiliaries = load_auxiliaries(config, context.inputs["auxiliary"], device)
+    trainer = train_gan(
+        config, train, auxiliaries, folder=context.folder, digest=context.key, device=device, recorder=context.recorder
+    )
+    save_module(trainer.averaged, context.folder / "generator.safetensors")
+    save_module(trainer.discriminator, context.folder / "discriminator.safetensors")
+    identity = config.attributes[0]
+    network = auxiliaries[identity.name]
+    quality = measure_triplets(identity, *generated_triplets(trainer.averaged, network, triplets=TRIPLETS, seed=config.seed))
+    write_quality(context, {(identity.name, "generated"): quality})
+    observer = GanObserver(config, train, auxiliaries, folder=context.folder, device=device)
+    distances = observer.distances(trainer.averaged)
+    TrainingState.clear(context.folder)
+    return {"generated_separated": quality.separated, "generated_separated_by_margin": quality.separated_by_margin, **distances}

@@ -1,0 +1,81 @@
+"""Progress in the terminal, and where there is none."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from normscape import console
+from normscape.console import ConsoleListener, Pace
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_time_to_finish_follows_the_pace() -> None:
+    clock = Clock()
+    pace = Pace(clock)
+    assert pace.update(10, 100, "step") is None  # a resumed loop begins in the middle: nothing to tell from yet
+    clock.now = 5.0
+    assert pace.update(20, 100, "step") == pytest.approx(40.0)
+    for done in range(21, 90):  # ten times slower from here on; the old pace is forgotten
+        clock.now += 5.0
+        left = pace.update(done, 100, "step")
+    assert left == pytest.approx(11 * 5.0)
+
+
+@pytest.mark.parametrize("second", [(1, 50, "image"), (1, 100, "image"), (1, 100, "step")])
+def test_another_loop_begins_anew(second: tuple[int, int, str]) -> None:
+    clock = Clock()
+    pace = Pace(clock)
+    pace.update(0, 100, "step")
+    clock.now = 10.0
+    pace.update(90, 100, "step")
+    clock.now = 20.0
+    assert pace.update(*second) is None
+
+
+def listen(terminal: bool, quiet: bool = False) -> tuple[ConsoleListener, io.StringIO]:
+    out = io.StringIO()
+    return ConsoleListener(["first", "second"], Console(file=out, force_terminal=terminal, width=100), quiet=quiet), out
+
+
+def play(listener: ConsoleListener) -> None:
+    with listener:
+        listener.stage_skipped("first", {"stage": "first"})
+        listener.stage_started("second", True)
+        listener.progress("second", 1, 4, "step")
+        listener.progress("second", 2, 4, "step")
+        listener.metrics("second", {"loss": 1.0}, 2)
+        listener.stage_finished("second", {"metrics": {"error": 1.25}, "seconds": 75.0})
+
+
+def test_lines_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "PLAIN_SECONDS", 0.0)
+    listener, out = listen(terminal=False)
+    play(listener)
+    lines = out.getvalue().splitlines()
+    assert lines[:3] == ["1/2 first: up to date", "2/2 second: goes on where it was cut off", "2/2 second: 1/4 steps"]
+    assert lines[3].startswith("2/2 second: 2/4 steps, ")
+    assert lines[3].endswith(" left")
+    assert lines[4:] == ["2/2 second: finished in 1 min 15 s; error 1.25"]
+
+
+def test_lines_come_seldom() -> None:
+    listener, out = listen(terminal=False)
+    play(listener)
+    assert "steps" not in out.getvalue()
+
+
+def test_a_bar_in_a_terminal() -> None:
+    listener, out = listen(terminal=True)
+    play(listener)
+    assert "2/4 steps" in out.getvalue()
+    assert "finished in 1 min 15 s" in out.getvalue()
