@@ -54,7 +54,7 @@ def play(listener: ConsoleListener) -> None:
         listener.progress("second", 1, 4, "step")
         listener.progress("second", 2, 4, "step")
         listener.metrics("second", {"loss": 1.0}, 2)
-        listener.stage_finished("second", {"metrics": {"error": 1.25}, "seconds": 75.0})
+        listener.stage_finished("second", {"metrics": {"error": 1.25, "images": 11640.0}, "seconds": 75.0})
 
 
 def test_lines_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,7 +65,7 @@ def test_lines_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> No
     assert lines[:3] == ["1/2 first: up to date", "2/2 second: goes on where it was cut off", "2/2 second: 1/4 steps"]
     assert lines[3].startswith("2/2 second: 2/4 steps, ")
     assert lines[3].endswith(" left")
-    assert lines[4:] == ["2/2 second: finished in 1 min 15 s; error 1.25"]
+    assert lines[4:] == ["2/2 second: finished in 1 min 15 s; error 1.25, images 11640"]
 
 
 def test_lines_come_seldom() -> None:

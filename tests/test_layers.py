@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.util
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from graphlib import CycleError, TopologicalSorter
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 PLATFORM = ROOT / "platform"
@@ -35,6 +37,7 @@ LAYERS: dict[str, int] = {
     "scoring": 2,
     "baselines": 2,
     "stages": 3,
+    "benchmark": 3,
     "distributed": 4,
     "tracking": 4,
     "report": 5,
@@ -47,7 +50,7 @@ LAYERS: dict[str, int] = {
 EDGES = ("ray", "mlflow")  # only from `distributed` and `tracking` upwards
 DATA_EDGES = ("SimpleITK", "nibabel", "trimesh", "embreex", "h5py")  # never in PURE, and nowhere at import time
 PURE = ("networks", "losses", "training", "inversion")
-CORE = (*PURE, "scoring", "stages", "datasets")
+CORE = (*PURE, "scoring", "stages", "datasets", "benchmark")
 
 
 def _module_files() -> dict[str, Path]:
@@ -155,7 +158,52 @@ class _Blocker:
 
 def _run_core() -> None:
     """A tiny real run of each part of the core, on random numbers. Add a function a part here."""
+    _run_training_and_projection()
     _run_scoring()
+
+
+def _run_training_and_projection() -> None:
+    """One GAN training step with every phase on noise images, and a projection into the style space."""
+    import tempfile
+
+    import torch
+
+    from normscape.inversion.projector import Projector
+    from normscape.inversion.style_space import WhitenedSubspace
+    from normscape.networks.auxiliary import AuxiliaryNetwork
+    from normscape.networks.controller import Controller
+    from normscape.training.checkpoint import load_module, save_module
+    from normscape.training.gan import GanTrainer
+
+    config = _toy_config()
+    auxiliaries = {a.name: AuxiliaryNetwork.from_config(a, config).fold() for a in config.attributes}
+    trainer = GanTrainer(config, auxiliaries, torch.device("cpu"))
+    images = torch.rand(8, 3, 8, 8) * 2 - 1
+    measured = trainer.step(images, 0)
+    assert {"loss_d", "loss_g", "r1", "path_length", "contrastive"} <= set(measured)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "generator.safetensors"
+        save_module(trainer.averaged, path)
+        load_module(trainer.averaged, path)
+    generator = trainer.averaged
+    styles = generator.mapping(torch.randn(64, generator.latent_dim))
+    space = {name: WhitenedSubspace.fit(styles[:, generator.subspace_slice(name)]) for name in generator.subspaces}
+    controllers = {"angle": Controller(config.attributes[1], config.controllers).requires_grad_(False)}
+    projector = Projector(config, generator, controllers, space, auxiliaries["identity"].features)
+    result = projector.project(images, {"angle": torch.full((8, 1), 45.0)})
+    assert result.images.shape == images.shape
+
+
+def _toy_config() -> Any:
+    """The toy configuration of the tests, read by path: this file also runs as a plain script."""
+    from normscape.config import Config
+
+    spec = importlib.util.spec_from_file_location("toy", Path(__file__).with_name("conftest.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return Config.model_validate(module.toy_settings())
 
 
 def _run_scoring() -> None:

@@ -21,9 +21,9 @@ from rich.text import Text
 import normscape
 from normscape.config import Config
 from normscape.configio import config_digest, dump_yaml, load_config, reference_markdown
-from normscape.console import ConsoleListener
+from normscape.console import ConsoleListener, headlines
 from normscape.errors import UserError
-from normscape.report.words import duration, significant
+from normscape.report.words import duration
 from normscape.stages.core import STAGES, RunResult, StageFunction, run_stages
 from normscape.stages.files import update_json
 from normscape.stages.recording import Listeners
@@ -270,8 +270,7 @@ def _find_run(text: str, runs_dir: Path) -> tuple[Path, Path | None]:
 
 def _status_row(stage: StageStatus) -> tuple[str, str, str, str]:
     if stage.state == "finished":
-        metrics = stage.manifest.get("metrics", {})
-        shown = ", ".join(f"{name} {significant(value)}" for name, value in list(metrics.items())[:6])
+        shown = headlines(stage.manifest.get("metrics", {}), 6)
         return stage.name, "finished", duration(stage.manifest.get("seconds")), shown
     done = stage.progress
     how_far = f"{done['done']}/{done['total']} {done['unit']}s" if "done" in done else ""

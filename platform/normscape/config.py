@@ -102,7 +102,7 @@ class AttributeConfig(Section):
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
     """Name, used in tables and file names."""
     kind: Literal["embedding", "value"]
-    """`embedding`: compared only (identity, triplet loss, no controller). `value`: a number or vector that a controller maps to style."""
+    """`embedding`: compared only (identity, triplet loss, no controller). `value`: a number or vector with a controller."""
     latent_dim: PositiveInt
     """Width of the attribute's sub-spaces of z and of w."""
     output_dim: PositiveInt
@@ -245,7 +245,7 @@ class ProjectionConfig(Section):
     rampdown: Fraction = 0.25
     """Share of the steps in which the learning rate falls as a cosine."""
     perceptual: Literal["recognition", "efficientnet_lite0", "vgg16"] = "recognition"
-    """Feature network of the perceptual loss: the recognition network, or EfficientNet-Lite0 (`perceptual` extra), or a torchvision VGG16 file."""
+    """Features of the perceptual loss: the recognition network, EfficientNet-Lite0 (`perceptual` extra), or a VGG16 file."""
     perceptual_path: Path | None = None
     """torchvision's VGG16 weights; only for `perceptual: vgg16`."""
     perceptual_weight: NonNegativeFloat = 1.0
@@ -272,7 +272,7 @@ class ScoringConfig(Section):
     """Anomaly scores (thesis II.B.2, IV.A.3)."""
 
     features: Literal["thesis", "residuals"] = "thesis"
-    """Features of the forest: `thesis` (lengths, conditions, L1); `residuals` adds what the learned networks see of the residual."""
+    """Features of the forest: `thesis` (lengths, conditions, L1); `residuals` adds the other residuals."""
     max_depth: tuple[PositiveInt, ...] = (3, 5, 7, 9, 11, 13)
     """Grid of the forest's maximum depths."""
     n_estimators: tuple[PositiveInt, ...] = (100, 300)
@@ -351,14 +351,31 @@ class Config(Section):
             sides = ", ".join(map(str, self.resolutions))
             for part, channels in (("generator", self.generator.channels), ("discriminator", self.discriminator.channels)):
                 if len(channels) != n:
-                    problems.append((f"{part}.channels", f"image_size {size} needs {n} entries (for sides {sides}), found {len(channels)}"))
+                    problems.append(
+                        (f"{part}.channels", f"image_size {size} needs {n} entries (for sides {sides}), found {len(channels)}")
+                    )
         unit = 2 ** len(self.attributes)
         if self.gan.batch_size % unit:
-            problems.append(("gan.batch_size", f"must be a multiple of 2^N = {unit} for N = {len(self.attributes)} attributes, found {self.gan.batch_size}"))
+            problems.append(
+                (
+                    "gan.batch_size",
+                    f"must be a multiple of 2^N = {unit} for N = {len(self.attributes)} attributes, found {self.gan.batch_size}",
+                )
+            )
         if self.gan.batch_size % self.discriminator.deviation_group:
-            problems.append(("discriminator.deviation_group", f"must divide gan.batch_size ({self.gan.batch_size}), found {self.discriminator.deviation_group}"))
+            problems.append(
+                (
+                    "discriminator.deviation_group",
+                    f"must divide gan.batch_size ({self.gan.batch_size}), found {self.discriminator.deviation_group}",
+                )
+            )
         if self.gan.path_length_weight and self.gan.batch_size % self.gan.path_length_batch_shrink:
-            problems.append(("gan.path_length_batch_shrink", f"must divide gan.batch_size ({self.gan.batch_size}), found {self.gan.path_length_batch_shrink}"))
+            problems.append(
+                (
+                    "gan.path_length_batch_shrink",
+                    f"must divide gan.batch_size ({self.gan.batch_size}), found {self.gan.path_length_batch_shrink}",
+                )
+            )
         names = [a.name for a in self.attributes]
         if len(set(names)) != len(names) or "other" in names:
             problems.append(("attributes", f"names must be unique and not `other`, found {', '.join(names)}"))

@@ -21,6 +21,12 @@ _HEADLINES = 4
 """Metrics shown when a stage has finished."""
 
 
+def headlines(metrics: Mapping[str, float], most: int) -> str:
+    """The first few metrics in a line; counts without decimals."""
+    pairs = list(metrics.items())[:most]
+    return ", ".join(f"{name} {int(value) if value == int(value) else significant(value)}" for name, value in pairs)
+
+
 class Pace:
     """Time to finish, from the pace of the last minute or so.
 
@@ -123,7 +129,7 @@ class ConsoleListener:
     def stage_finished(self, name: str, manifest: Mapping[str, Any]) -> None:
         """Say what came out."""
         metrics = manifest.get("metrics", {})
-        shown = ", ".join(f"{key} {significant(value)}" for key, value in list(metrics.items())[:_HEADLINES])
+        shown = headlines(metrics, _HEADLINES)
         took = f"{self._label(name)}: finished in {duration(manifest.get('seconds'))}"
         self._say(f"{took}; {shown}" if shown else took)
 

@@ -32,7 +32,7 @@ def render(angles: tuple[float, ...] = (0.0, 45.0, 90.0), **changes: object) -> 
         "chairs": (0, 1),
         "workers": 1,
     }
-    return chairs.rendered_chairs(**(arguments | changes))  # type: ignore[arg-type]
+    return chairs.rendered_chairs(**(arguments | changes))
 
 
 def test_asset_holds_chairs_for_the_thesis_split() -> None:
@@ -136,7 +136,7 @@ def test_growing_angle_turns_the_chair_counter_clockwise() -> None:
 
 def test_pictures_are_the_same_with_worker_processes(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two worker processes render what one process renders; progress ends at the total."""
-    angles = tuple(float(a) for a in np.arange(0, 90, 0.4))  # three pieces a chair
+    angles = tuple(float(a) for a in np.arange(0, 90, 0.4))  # several pieces a chair
     seen: list[tuple[int, int]] = []
     pooled = np.array(render(angles, workers=2, supersample=1, progress=lambda done, total: seen.append((done, total))))
     monkeypatch.setenv("NORMSCAPE_CACHE", str(tmp_path / "other"))

@@ -26,7 +26,7 @@ VALUE = AttributeConfig(
 @pytest.mark.parametrize("n", [1, 2, 3])
 @pytest.mark.parametrize("factor", [1, 3])
 def test_pairing_is_the_formula_of_the_thesis(n: int, factor: int) -> None:
-    """For every k, i and i + 2^(k-1) share z^k exactly when (i mod 2^k) is in 1..2^(k-1), counted from 1, and nothing else is shared."""
+    """For every k, i and i + 2^(k-1) share z^k exactly when (i mod 2^k) is in 1..2^(k-1), and nothing else is shared."""
     batch, widths = factor * 2**n, [2, 3, 4][:n]
     z = pair_latents(torch.randn(batch, sum(widths) + 5), widths)
     parts = z.split([*widths, 5], dim=1)
@@ -63,7 +63,9 @@ def test_term_equals_the_sum_over_pairs() -> None:
                 same.append(d)
             elif i != j:
                 different.append(d)
-    expected = 2.0 * sum(max(d - 0.1, 0) for d in same) / len(same) + 3.0 * sum(max(0.5 - d, 0) for d in different) / len(different)
+    expected = 2.0 * sum(max(d - 0.1, 0) for d in same) / len(same) + 3.0 * sum(max(0.5 - d, 0) for d in different) / len(
+        different
+    )
     term = contrastive_term(outputs, VALUE, 2)
     assert term.loss.item() == pytest.approx(expected, rel=1e-5)
     assert term.distance_same.item() == pytest.approx(sum(same) / len(same), rel=1e-5)
@@ -74,4 +76,5 @@ def test_no_loss_when_pairs_are_as_they_should_be() -> None:
     """Pairs closer than tau+ and others farther than tau- cost nothing."""
     outputs = torch.tensor([[0.0], [0.05], [0.9], [0.95]])
     loss, terms = contrastive_loss({"angle": outputs}, [VALUE])
-    assert loss.item() == 0.0 and set(terms) == {"angle"}
+    assert loss.item() == 0.0
+    assert set(terms) == {"angle"}

@@ -10,7 +10,14 @@ from normscape.networks.auxiliary import AuxiliaryNetwork, denormalize_value, fr
 
 SHAPE = AuxiliaryConfig(width=4, stem_kernel=3, stem_stride=2, stem_pool=False, batch_size=8)
 IDENTITY = AttributeConfig(
-    name="identity", kind="embedding", latent_dim=4, output_dim=8, distance="euclidean", tau_same=0.1, tau_different=0.4, auxiliary=SHAPE
+    name="identity",
+    kind="embedding",
+    latent_dim=4,
+    output_dim=8,
+    distance="euclidean",
+    tau_same=0.1,
+    tau_different=0.4,
+    auxiliary=SHAPE,
 )
 ANGLE = AttributeConfig(
     name="angle",
@@ -66,7 +73,8 @@ def test_equal_outputs_have_a_finite_gradient() -> None:
     """The Euclidean distance of equal embeddings does not produce NaN gradients."""
     e = torch.nn.functional.normalize(torch.randn(2, 8), dim=1).requires_grad_()
     output_distance(IDENTITY, e, e.detach().clone()).sum().backward()
-    assert e.grad is not None and torch.isfinite(e.grad).all()
+    assert e.grad is not None
+    assert torch.isfinite(e.grad).all()
 
 
 def test_embeddings_are_unit_vectors_and_values_are_free() -> None:

@@ -44,7 +44,7 @@ SIDE_DIRECTION = (-0.55, 0.75, 0.37)
 """Towards the side light: right, up, towards the camera."""
 DARKEST, LIGHTEST = 0.05, 0.92
 """Paint is squeezed into this range: black shows its shading, and white stays darker than the background."""
-CHUNK = 100
+CHUNK = 50
 """Images that a worker renders in one go."""
 
 Progress = Callable[[int, int], None]

@@ -103,7 +103,8 @@ class Projector:
         encoded = self.encode(values)
         shape = (len(images), len(self.generator.resolutions))
         coordinates = {
-            name: torch.zeros(*shape, self.generator.subspaces[name], device=self.device, requires_grad=True) for name in self.free
+            name: torch.zeros(*shape, self.generator.subspaces[name], device=self.device, requires_grad=True)
+            for name in self.free
         }
         optimizer = torch.optim.Adam(list(coordinates.values()), lr=settings.learning_rate, betas=(0.9, 0.999), fused=True)
         with torch.no_grad():

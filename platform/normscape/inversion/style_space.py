@@ -69,11 +69,16 @@ StyleSpace = dict[str, WhitenedSubspace]
 def to_tensors(space: Mapping[str, WhitenedSubspace]) -> dict[str, Tensor]:
     """Flatten a style space for safetensors: `<sub-space>/mean`, `/components`, `/deviation`."""
     return {
-        f"{name}/{key}": getattr(part, key).contiguous() for name, part in space.items() for key in ("mean", "components", "deviation")
+        f"{name}/{key}": getattr(part, key).contiguous()
+        for name, part in space.items()
+        for key in ("mean", "components", "deviation")
     }
 
 
 def from_tensors(tensors: Mapping[str, Tensor]) -> StyleSpace:
     """The reverse of :func:`to_tensors`."""
     names = dict.fromkeys(key.split("/")[0] for key in tensors)
-    return {name: WhitenedSubspace(tensors[f"{name}/mean"], tensors[f"{name}/components"], tensors[f"{name}/deviation"]) for name in names}
+    return {
+        name: WhitenedSubspace(tensors[f"{name}/mean"], tensors[f"{name}/components"], tensors[f"{name}/deviation"])
+        for name in names
+    }

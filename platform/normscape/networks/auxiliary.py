@@ -47,7 +47,11 @@ class AuxiliaryNetwork(nn.Module):
     def features(self, images: Tensor) -> list[Tensor]:
         """Feature maps `(B, C_l, *S_l)` of the stem and of the four stages, from fine to coarse."""
         net = self.net
-        x = net.act(net.bn1(net.conv1(images.contiguous(memory_format=memory_format(self.dims)))))
+        if not self.training:
+            # faster, but only without weight gradients: on CPU, PyTorch 2.13 gets (and overruns) the weight gradient of
+            # 1x1 convolutions with stride 2 and fewer than 8 input channels wrong in this layout
+            images = images.contiguous(memory_format=memory_format(self.dims))
+        x = net.act(net.bn1(net.conv1(images)))
         maps = [x]
         if not net.no_max_pool:
             x = net.maxpool(x)

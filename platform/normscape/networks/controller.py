@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from torch import Tensor, nn
 
 from normscape.config import AttributeConfig, ControllerConfig
@@ -24,7 +26,7 @@ class Controller(nn.Module):
         self.layers = nn.Sequential(
             *(
                 EqualizedLinear(a, b, lr_multiplier=shape.lr_multiplier, activate=i < shape.layers - 1)
-                for i, (a, b) in enumerate(zip(widths[:-1], widths[1:], strict=True))
+                for i, (a, b) in enumerate(itertools.pairwise(widths))
             )
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -41,7 +42,7 @@ class Discriminator(nn.Module):
         super().__init__()
         self.dims, self.deviation_group = dims, deviation_group
         self.from_image = EqualizedConv(dims, image_channels, channels[0], 1)
-        self.blocks = nn.ModuleList(ResidualBlock(dims, a, b) for a, b in zip(channels[:-1], channels[1:], strict=True))
+        self.blocks = nn.ModuleList(ResidualBlock(dims, a, b) for a, b in itertools.pairwise(channels))
         last = channels[-1]
         self.conv = EqualizedConv(dims, last + 1, last, 3)
         self.hidden = EqualizedLinear(last * 4**dims, last, activate=True)

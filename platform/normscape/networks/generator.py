@@ -26,7 +26,9 @@ class SubspaceMapping(nn.Module):
         self.widths = tuple(subspaces.values())
         self.stacks = nn.ModuleDict(
             {
-                name: nn.Sequential(*(EqualizedLinear(width, width, lr_multiplier=lr_multiplier, activate=True) for _ in range(layers)))
+                name: nn.Sequential(
+                    *(EqualizedLinear(width, width, lr_multiplier=lr_multiplier, activate=True) for _ in range(layers))
+                )
                 for name, width in subspaces.items()
             }
         )
@@ -71,7 +73,9 @@ class StyledConv(nn.Module):
 class ResolutionBlock(nn.Module):
     """The layers of one resolution: convolutions and the image they add (skip generator)."""
 
-    def __init__(self, dims: int, inputs: int | None, outputs: int, style_dim: int, image_channels: int, *, side: int, noise: bool) -> None:
+    def __init__(
+        self, dims: int, inputs: int | None, outputs: int, style_dim: int, image_channels: int, *, side: int, noise: bool
+    ) -> None:
         super().__init__()
         self.up = StyledConv(dims, inputs, outputs, style_dim, side=side, up=True, noise=noise) if inputs is not None else None
         self.conv = StyledConv(dims, outputs, outputs, style_dim, side=side, up=False, noise=noise)

@@ -46,7 +46,7 @@ class _Blur(torch.autograd.Function):
         return x.mul_(gain / 8.0**dims)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return blur(grad, padding=3 - ctx.padding, gain=ctx.gain), None, None
 
 
@@ -80,7 +80,9 @@ class EqualizedLinear(nn.Module):
         activate: leaky ReLU times sqrt(2) afterwards.
     """
 
-    def __init__(self, inputs: int, outputs: int, *, lr_multiplier: float = 1.0, bias_init: float = 0.0, activate: bool = False) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, *, lr_multiplier: float = 1.0, bias_init: float = 0.0, activate: bool = False
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(outputs, inputs) / lr_multiplier)
         self.bias = nn.Parameter(torch.full((outputs,), bias_init / lr_multiplier))
@@ -109,7 +111,16 @@ class EqualizedConv(nn.Module):
     """
 
     def __init__(
-        self, dims: int, inputs: int, outputs: int, kernel: int, *, down: bool = False, bias: bool = True, activate: bool = True, gain: float = 1.0
+        self,
+        dims: int,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        *,
+        down: bool = False,
+        bias: bool = True,
+        activate: bool = True,
+        gain: float = 1.0,
     ) -> None:
         super().__init__()
         self.dims, self.kernel, self.down, self.activate = dims, kernel, down, activate
@@ -123,7 +134,13 @@ class EqualizedConv(nn.Module):
         """`(B, inputs, *S)` to `(B, outputs, *S)`, or `*(S / 2)` when down-sampling."""
         bias = None if self.bias is None else self.bias * self.bias_gain
         weight = self.weight * self.weight_gain
-        if self.down:
+        if self.down and self.kernel == 1:
+            # the same as stride 2, whose weight gradient PyTorch 2.13 gets wrong on CPU for few channels, channels last
+            x = blur(x, padding=1)
+            for axis in range(2, x.ndim):
+                x = x.unfold(axis, 1, 2).squeeze(-1)
+            x = _CONV[self.dims](x, weight, bias)
+        elif self.down:
             x = _CONV[self.dims](blur(x, padding=self.kernel // 2 + 1), weight, bias, stride=2)
         else:
             x = _CONV[self.dims](x, weight, bias, padding=self.kernel // 2)
@@ -144,7 +161,16 @@ class ModulatedConv(nn.Module):
     """
 
     def __init__(
-        self, dims: int, inputs: int, outputs: int, kernel: int, style_dim: int, *, up: bool = False, demodulate: bool = True, gain: float = 1.0
+        self,
+        dims: int,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        style_dim: int,
+        *,
+        up: bool = False,
+        demodulate: bool = True,
+        gain: float = 1.0,
     ) -> None:
         super().__init__()
         self.dims, self.kernel, self.up, self.demodulate, self.gain = dims, kernel, up, demodulate, gain

@@ -165,14 +165,16 @@ def plots(source: Source) -> Iterator[Plot]:
 def _of_attribute(source: Source, attribute: AttributeConfig) -> Iterator[Plot]:
     """Figures that every attribute has."""
     name = attribute.name
-    yield Plot(
-        f"figure-4-distances-{name}",
-        "auxiliary",
-        partial(figures.distances, source, attribute),
-        f"Figure 4. Distances of pairs that share the {name} and of others. Dashed: the contrastive loss's thresholds.",
-        f"Densities of {name} distances of same and different pairs, for train, test and generated images.",
-        "auxiliary/distances.parquet",
-    )
+    measured = source.table("auxiliary", "distances.parquet", "attribute")
+    if attribute.kind == "embedding" or (measured is not None and name in measured["attribute"]):
+        yield Plot(
+            f"figure-4-distances-{name}",
+            "auxiliary",
+            partial(figures.distances, source, attribute),
+            f"Figure 4. Distances of pairs that share the {name} and of others. Dashed: the contrastive loss's thresholds.",
+            f"Densities of {name} distances of same and different pairs, for train, test and generated images.",
+            "auxiliary/distances.parquet",
+        )
     yield Plot(
         f"training-distances-{name}",
         "gan",

@@ -123,7 +123,7 @@ def stages(source: Source) -> Grid | None:
         share = percent(seconds / total if total else 0.0, 0)
         code = version[:12] + ("-dirty" if "dirty" in version[12:] else "")
         lines.append([stage, duration(seconds), share, str(seed), key, code])
-    lines.append(["all", duration(total), "", "", "", ""])
+    lines.append(["all, before this page", duration(total), "", "", "", ""])
     return Grid(["Stage", "Wall time", "Share", "Seed", "Key", "Code"], lines, "Stages of this run")
 
 

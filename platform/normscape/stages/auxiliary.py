@@ -2,7 +2,7 @@
 
 Writes:
 
-- `<attribute>.safetensors` with `<attribute>.json` (its configuration);
+- `<attribute>.safetensors`;
 - `triplets.parquet`: split, separated, separated_by_margin (shares in [0, 1]), n;
 - `distances.parquet`: attribute, split, pair (same | different), distance in [0, 1];
 - `value_errors.parquet`: attribute, split, mean_absolute_error, unit.
@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from normscape.stages.core import StageContext
-from normscape.stages.files import write_json
 from normscape.stages.prepare import open_samples
 from normscape.training.auxiliary import EmbeddingQuality, embedding_quality, train_auxiliary, value_error
 from normscape.training.checkpoint import TrainingState, save_module
@@ -43,18 +42,22 @@ def run(context: StageContext) -> dict[str, float]:
             recorder=context.recorder,
         )
         save_module(network, context.folder / f"{attribute.name}.safetensors")
-        write_json(context.folder / f"{attribute.name}.json", attribute.model_dump(mode="json"))
         for split, samples in splits.items():
             if attribute.kind == "embedding":
                 measured = embedding_quality(network, samples, triplets=TRIPLETS, seed=config.seed, split=split, device=device)
                 quality[attribute.name, split] = measured
-                metrics |= {f"{split}_separated": measured.separated, f"{split}_separated_by_margin": measured.separated_by_margin}
+                metrics |= {
+                    f"{split}_separated": measured.separated,
+                    f"{split}_separated_by_margin": measured.separated_by_margin,
+                }
             else:
                 error = value_error(network, samples, count=TRIPLETS, seed=config.seed, split=split, device=device)
                 errors.append({"attribute": attribute.name, "split": split, "mean_absolute_error": error, "unit": attribute.unit})
                 metrics[f"{split}_{attribute.name}_error"] = error
     write_quality(context, quality)
-    schema = pa.schema([("attribute", pa.string()), ("split", pa.string()), ("mean_absolute_error", pa.float64()), ("unit", pa.string())])
+    schema = pa.schema(
+        [("attribute", pa.string()), ("split", pa.string()), ("mean_absolute_error", pa.float64()), ("unit", pa.string())]
+    )
     pq.write_table(pa.Table.from_pylist(errors, schema=schema), context.folder / "value_errors.parquet")
     for attribute in config.attributes:
         TrainingState.clear(checkpoints / attribute.name)

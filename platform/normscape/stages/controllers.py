@@ -68,7 +68,9 @@ def run(context: StageContext) -> dict[str, float]:
             f"{attribute.name}_identity_distance": measured["identity_distance"].mean().item(),
         }
         if number == 0:
-            sweep = value_sweep(generator, controller, identities=SWEEP_IDENTITIES, values=sweep_values(attribute), seed=config.seed)
+            sweep = value_sweep(
+                generator, controller, identities=SWEEP_IDENTITIES, values=sweep_values(attribute), seed=config.seed
+            )
             np.save(context.folder / "sweep.npy", to_uint8(sweep).cpu().numpy())
             described = {"attribute": attribute.name, "values": sweep_values(attribute)[:, 0].tolist(), "unit": attribute.unit}
             write_json(context.folder / "sweep.json", described)

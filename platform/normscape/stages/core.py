@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import normscape
 from normscape.config import Config
 from normscape.configio import config_digest, digest, dump_yaml, section_digest
-from normscape.errors import UserError
+from normscape.errors import CheckpointError, UserError
 from normscape.stages.files import (
     discard,
     flush_folder,
@@ -269,9 +269,18 @@ class _Session:
             if (partial / _STATE_NAME).exists():
                 _quietly(recorder.note_seconds)
             self.listener.failed(stage.name, error)
+            if isinstance(error, CheckpointError):
+                raise self._with_remedy(error) from error
             raise
         self._take(stage, final, manifest)
         self.listener.stage_finished(stage.name, manifest)
+
+    def _with_remedy(self, error: CheckpointError) -> CheckpointError:
+        """The error with what to do, when an earlier stage's finished file is to blame."""
+        for name, folder in self.finished.items():
+            if str(folder) in str(error):
+                return CheckpointError(f"{error}\nrun again with `--from {name}` to make it anew")
+        return error
 
     def _manifest(self, stage: Stage, partial: Path, seconds: float, metrics: Mapping[str, float]) -> dict[str, Any]:
         manifest: dict[str, Any] = {

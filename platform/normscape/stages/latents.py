@@ -35,7 +35,9 @@ def run(context: StageContext) -> dict[str, float]:
     space = {name: WhitenedSubspace.fit(styles[:, generator.subspace_slice(name)]) for name in generator.subspaces}
     save_file(to_tensors(space), context.folder / "style_space.safetensors")
     rows = [
-        {"subspace": name, "component": i + 1, "ratio": ratio} for name, part in space.items() for i, ratio in enumerate(part.explained.tolist())
+        {"subspace": name, "component": i + 1, "ratio": ratio}
+        for name, part in space.items()
+        for i, ratio in enumerate(part.explained.tolist())
     ]
     pq.write_table(pa.Table.from_pylist(rows), context.folder / "explained_variance.parquet")
 

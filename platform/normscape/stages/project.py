@@ -6,7 +6,8 @@ Half of each split's images carry a blot. Writes, row by row alike:
   `length/<sub-space>/<resolution>` (whitened length r), `residual_*`, blot_radius_px, blot_contrast (null where normal),
   `coordinates/<sub-space>` (whitened coordinates, resolutions one after the other);
 - `inputs.npy`, `reconstructions.npy`: uint8 (N, C, *S);
-- `rotated.npy`: uint8, reconstructions of a few rows with the first value attribute moved, and `rotated.json`: rows, attribute, value.
+- `rotated.npy`: uint8, reconstructions of a few rows with the first value attribute moved, and `rotated.json`: rows, attribute,
+  value, unit.
 
 Work is done in shards, each written once; a resumed stage projects only what is missing.
 """
@@ -14,27 +15,31 @@ Work is done in shards, each written once; a resumed stage projects only what is
 from __future__ import annotations
 
 import os
-import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from normscape.config import Config
 from normscape.datasets.blots import draw_blots
 from normscape.datasets.samples import SampleSet, to_uint8, to_unit_range
+from normscape.errors import CheckpointError
 from normscape.inversion.projector import Projection, Projector
+from normscape.inversion.style_space import StyleSpace
 from normscape.losses.reconstruction import perceptual_features
 from normscape.stages.core import StageContext
-from normscape.stages.files import write_json
+from normscape.stages.files import discard, write_json
 from normscape.stages.models import load_auxiliaries, load_controllers, load_generator, load_style_space
 from normscape.stages.prepare import open_samples
 from normscape.training.controllers import with_value
 from normscape.training.seeding import seeded
 
+TABLE_NAME = "projections.parquet"
 ROTATED_ROWS = 4
 """Rows of each split and label in figure 7."""
 
@@ -48,16 +53,35 @@ def run(context: StageContext) -> dict[str, float]:
         config,
         load_generator(config, context.inputs["gan"], device),
         load_controllers(config, context.inputs["controllers"], device),
-        load_style_space(context.inputs["latents"]),
+        _style_space(context.inputs["latents"]),
         perceptual_features(config.projection, auxiliaries[config.attributes[0].name], device),
     )
     shards = context.folder / "shards"
-    shards.mkdir(exist_ok=True)
+    if not (context.folder / TABLE_NAME).exists():  # else cut off after joining: the shards may be gone
+        _project_missing(context, projector, {"train": train, "test": test}, shards)
+    table = pq.read_table(context.folder / TABLE_NAME)
+    _rotate(config, projector, table, context.folder)
+    discard(shards)
+    return _summary(table)
+
+
+def _style_space(folder: Path) -> StyleSpace:
+    try:
+        return load_style_space(folder)
+    except (SafetensorError, OSError, KeyError) as error:
+        raise CheckpointError(f"{folder / 'style_space.safetensors'}: not a readable style space ({error})") from error
+
+
+def _project_missing(context: StageContext, projector: Projector, splits: Mapping[str, SampleSet], shards: Path) -> None:
+    """Project the shards that are not there yet, and join them."""
+    config = context.config
+    counts = {"train": config.projection.train_samples, "test": config.projection.test_samples}
     work = [
         (split, samples, index, labels)
-        for split, samples, count in (("train", train, config.projection.train_samples), ("test", test, config.projection.test_samples))
-        for index, labels in _batches(config, samples, split, count)
+        for split, samples in splits.items()
+        for index, labels in _batches(config, samples, split, counts[split])
     ]
+    shards.mkdir(exist_ok=True)
     total, done = sum(len(index) for _, _, index, _ in work), 0
     for number, (split, samples, index, labels) in enumerate(work):
         path = shards / f"{number:05d}.parquet"
@@ -65,10 +89,7 @@ def run(context: StageContext) -> dict[str, float]:
             _project_shard(config, projector, samples, index, labels, split=split, path=path)
         done += len(index)
         context.recorder.progress(done, total, "image")
-    table = _join(shards, len(work), context.folder)
-    _rotate(config, projector, table, context.folder)
-    shutil.rmtree(shards)
-    return _summary(table)
+    _join(shards, len(work), context.folder)
 
 
 def _batches(config: Config, samples: SampleSet, split: str, count: int) -> list[tuple[Tensor, Tensor]]:
@@ -130,13 +151,14 @@ def _projection_columns(projector: Projector, projection: Projection) -> dict[st
     return columns
 
 
-def _join(shards: Path, count: int, folder: Path) -> pa.Table:
+def _join(shards: Path, count: int, folder: Path) -> None:
+    """Write the joined files; the table comes last and appears whole, so that it stands for all of them."""
     paths = [shards / f"{number:05d}.parquet" for number in range(count)]
-    table = pa.concat_tables([pq.read_table(path) for path in paths])
     for name in ("inputs", "reconstructions"):
         np.save(folder / f"{name}.npy", np.concatenate([np.load(path.with_suffix(f".{name}.npy")) for path in paths]))
-    pq.write_table(table, folder / "projections.parquet")
-    return table
+    aside = shards / "joined.tmp"
+    pq.write_table(pa.concat_tables([pq.read_table(path) for path in paths]), aside)
+    os.replace(aside, folder / TABLE_NAME)
 
 
 @torch.no_grad()

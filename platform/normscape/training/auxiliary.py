@@ -21,7 +21,14 @@ from normscape.training.seeding import seeded
 
 
 def train_auxiliary(
-    attribute: AttributeConfig, config: Config, samples: SampleSet, *, folder: Path, digest: str, device: torch.device, recorder: Recorder
+    attribute: AttributeConfig,
+    config: Config,
+    samples: SampleSet,
+    *,
+    folder: Path,
+    digest: str,
+    device: torch.device,
+    recorder: Recorder,
 ) -> AuxiliaryNetwork:
     """Train one attribute's network: triplet loss for an embedding, L2 for a value; SGD with Nesterov momentum.
 
@@ -115,7 +122,9 @@ class SubjectIndex:
 
 
 @torch.no_grad()
-def predict(network: AuxiliaryNetwork, samples: SampleSet, index: Tensor, *, device: torch.device, batch_size: int = 512) -> Tensor:
+def predict(
+    network: AuxiliaryNetwork, samples: SampleSet, index: Tensor, *, device: torch.device, batch_size: int = 512
+) -> Tensor:
     """Outputs `(n, D)` for the samples at `index`, on the CPU."""
     return torch.cat([network(samples.batch(part).to(device)).cpu() for part in index.split(batch_size)])
 
@@ -147,10 +156,14 @@ def embedding_quality(
 def measure_triplets(attribute: AttributeConfig, anchor: Tensor, positive: Tensor, negative: Tensor) -> EmbeddingQuality:
     """The shares of separated triplets and their distances, from embeddings `(T, D)`."""
     separated, by_margin = separated_shares(anchor, positive, negative, attribute.auxiliary.margin)
-    return EmbeddingQuality(separated, by_margin, output_distance(attribute, anchor, positive), output_distance(attribute, anchor, negative))
+    return EmbeddingQuality(
+        separated, by_margin, output_distance(attribute, anchor, positive), output_distance(attribute, anchor, negative)
+    )
 
 
-def value_error(network: AuxiliaryNetwork, samples: SampleSet, *, count: int, seed: int, split: str, device: torch.device) -> float:
+def value_error(
+    network: AuxiliaryNetwork, samples: SampleSet, *, count: int, seed: int, split: str, device: torch.device
+) -> float:
     """Mean absolute error in the attribute's unit, over `count` random samples."""
     attribute = network.attribute
     assert attribute.column is not None

@@ -104,7 +104,7 @@ class TrainingState:
             plain = json.loads((path / "state.json").read_text())
             flat = load_file(path / "state.safetensors")
         except (OSError, ValueError, SafetensorError) as error:
-            raise CheckpointError(f"{path}: damaged checkpoint ({error}); remove this folder to go on from the one before") from error
+            raise CheckpointError(f"{path}: damaged checkpoint ({error}); remove this folder") from error
         if plain.get("digest") != self.digest:
             raise CheckpointError(
                 f"{path}: belongs to another configuration (digest {str(plain.get('digest'))[:12]}, expected {self.digest[:12]}); "

@@ -135,7 +135,9 @@ def measure_control(
         n = min(batch_size, count - start)
         asked, other = (low + (high - low) * torch.rand(n, attribute.output_dim, generator=random) for _ in range(2))
         w = generator.mapping(draw_latents(n, generator, random))
-        images, others = (generator.synthesize(with_value(generator, controller, w, value.to(device))) for value in (asked, other))
+        images, others = (
+            generator.synthesize(with_value(generator, controller, w, value.to(device))) for value in (asked, other)
+        )
         network = auxiliaries[identity]
         columns["asked"].append(asked)
         columns["read"].append(denormalize_value(attribute, auxiliaries[attribute.name](images)).cpu())
@@ -167,5 +169,7 @@ def value_sweep(generator: Generator, controller: Controller, *, identities: int
         `(identities, V, C, *S)`.
     """
     w = generator.mapping(draw_latents(identities, generator, seeded(seed, "sweep")))
-    columns = [generator.synthesize(with_value(generator, controller, w, value.expand(identities, -1).to(w.device))) for value in values]
+    columns = [
+        generator.synthesize(with_value(generator, controller, w, value.expand(identities, -1).to(w.device))) for value in values
+    ]
     return torch.stack(columns, dim=1)

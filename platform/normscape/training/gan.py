@@ -52,9 +52,14 @@ class GanTrainer:
         self.averaged = copy.deepcopy(self.generator)
         freeze(self.averaged)
         self.optimizer_g = lazy_adam(
-            list(self.generator.parameters()), settings.learning_rate, settings.path_length_interval, lazy=settings.path_length_weight > 0
+            list(self.generator.parameters()),
+            settings.learning_rate,
+            settings.path_length_interval,
+            lazy=settings.path_length_weight > 0,
         )
-        self.optimizer_d = lazy_adam(list(self.discriminator.parameters()), settings.learning_rate, settings.r1_interval, lazy=settings.r1_gamma > 0)
+        self.optimizer_d = lazy_adam(
+            list(self.discriminator.parameters()), settings.learning_rate, settings.r1_interval, lazy=settings.r1_gamma > 0
+        )
         self.mean_path_length = torch.zeros((), device=device)
         self.ema_decay = 0.5 ** (settings.batch_size / settings.ema_half_life_images)
         self.attribute_widths = [a.latent_dim for a in config.attributes]
@@ -139,7 +144,8 @@ class GanTrainer:
         measured |= self.generator_phase(len(real), step)
         if settings.path_length_weight > 0 and step % settings.path_length_interval == 0:
             measured |= self.path_length_phase(len(real), step)
-        torch._foreach_lerp_(list(self.averaged.parameters()), list(self.generator.parameters()), 1 - self.ema_decay)
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.averaged.parameters()), list(self.generator.parameters()), 1 - self.ema_decay)
         return measured
 
     @staticmethod

@@ -49,7 +49,13 @@ class GanObserver:
     """
 
     def __init__(
-        self, config: Config, samples: SampleSet, auxiliaries: Mapping[str, AuxiliaryNetwork], *, folder: Path, device: torch.device
+        self,
+        config: Config,
+        samples: SampleSet,
+        auxiliaries: Mapping[str, AuxiliaryNetwork],
+        *,
+        folder: Path,
+        device: torch.device,
     ) -> None:
         self.config, self.samples, self.folder, self.device = config, samples, folder / "samples", device
         self.features = PooledFeatures(auxiliaries[config.attributes[0].name])

@@ -1,0 +1,96 @@
+"""Projection: per-sample results, fixed conditions, and the image comes back."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from normscape.config import Config
+from normscape.inversion.projector import Projector, learning_rate
+from normscape.inversion.style_space import WhitenedSubspace
+from normscape.networks.auxiliary import AuxiliaryNetwork, freeze
+from normscape.networks.controller import Controller
+from normscape.networks.generator import Generator
+
+
+def make(config: Config) -> Projector:
+    """A projector with random frozen networks."""
+    torch.manual_seed(0)
+    generator = Generator.from_config(config)
+    freeze(generator)
+    controller = Controller(config.attributes[1], config.controllers)
+    freeze(controller)
+    styles = generator.mapping(torch.randn(512, generator.latent_dim))
+    space = {name: WhitenedSubspace.fit(styles[:, generator.subspace_slice(name)]) for name in generator.subspaces}
+    identity = AuxiliaryNetwork.from_config(config.attributes[0], config).fold()
+    return Projector(config, generator, {"angle": controller}, space, identity.features)
+
+
+def own_images(projector: Projector, count: int) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Images of the generator at known whitened coordinates and conditions."""
+    random = torch.Generator().manual_seed(3)
+    layers = len(projector.generator.resolutions)
+    u = {name: torch.randn(count, layers, projector.generator.subspaces[name], generator=random) * 0.5 for name in projector.free}
+    values = {"angle": torch.rand(count, 1, generator=random) * 90}
+    return projector.generator.synthesize(projector.styles(u, projector.encode(values))), values, u
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_batch_of_one_equals_a_batch_of_many(dims: int, toy_config: Callable[..., Config]) -> None:
+    """An image projected alone and among others gives the same numbers."""
+    projector = make(toy_config(dims=dims, projection={"steps": 8}))
+    images, values, _ = own_images(projector, 5)
+    together = projector.project(images, values)
+    for i in range(5):
+        alone = projector.project(images[i : i + 1], {"angle": values["angle"][i : i + 1]})
+        for name in projector.free:
+            torch.testing.assert_close(alone.coordinates[name][0], together.coordinates[name][i], atol=2e-3, rtol=1e-3)
+        torch.testing.assert_close(alone.images[0], together.images[i], atol=2e-3, rtol=1e-3)
+        torch.testing.assert_close(alone.residuals["residual_l1"][0], together.residuals["residual_l1"][i], atol=1e-4, rtol=1e-3)
+
+
+def test_an_image_of_the_generator_is_rebuilt(toy_config: Callable[..., Config]) -> None:
+    """Most of the distance between the mean image and the image is closed."""
+    projector = make(toy_config(projection={"steps": 150, "learning_rate": 0.1}))
+    images, values, _ = own_images(projector, 4)
+    start = projector.generator.synthesize(
+        projector.styles(
+            {n: torch.zeros(4, 2, projector.generator.subspaces[n]) for n in projector.free}, projector.encode(values)
+        )
+    )
+    result = projector.project(images, values)
+    assert result.residuals["residual_l1"].mean() < 0.4 * (start - images).abs().mean()
+    assert set(result.coordinates) == {"identity", "other"}
+    assert result.lengths()["identity"].shape == (4, 2)
+
+
+def test_known_conditions_are_encoded_and_not_optimised(toy_config: Callable[..., Config]) -> None:
+    """The angle's sub-space holds the controller's style at every resolution."""
+    projector = make(toy_config())
+    _images, values, u = own_images(projector, 2)
+    styles = projector.styles(u, projector.encode(values))
+    part = projector.generator.subspace_slice("angle")
+    assert torch.equal(styles[:, 0, part], styles[:, 1, part])
+    torch.testing.assert_close(styles[:, 0, part], projector.controllers["angle"](values["angle"]))
+
+
+def test_length_penalty_is_the_formula(toy_config: Callable[..., Config]) -> None:
+    """L_r sums max(0, r - radius) over sub-spaces and resolutions; 3 is the thesis's radius."""
+    projector = make(toy_config(projection={"radius": 3.0}))
+    u = {"identity": torch.zeros(1, 2, 6), "other": torch.zeros(1, 2, 4)}
+    u["identity"][0, 0, 0], u["identity"][0, 1, 0], u["other"][0, 0, 1] = 5.0, 2.0, -4.0
+    assert projector.length_penalty(u).item() == pytest.approx(2.0 + 0.0 + 1.0, abs=1e-4)
+    assert make(toy_config()).radii["identity"] != 3.0
+
+
+def test_learning_rate_schedule() -> None:
+    """Up, flat, down to nearly zero."""
+    rates = [learning_rate(step, 100, 0.1, 0.05, 0.25) for step in range(100)]
+    assert rates[0] == pytest.approx(0.02)
+    assert rates[4] == pytest.approx(0.1)
+    assert rates[50] == pytest.approx(0.1)
+    assert 0 < rates[-1] < 0.001
+    assert all(a >= b for a, b in itertools.pairwise(rates))

@@ -1,0 +1,124 @@
+"""GAN training: a resumed run equals an uninterrupted one, and each phase touches what it should."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from normscape.config import Config
+from normscape.datasets.samples import SampleSet
+from normscape.errors import CheckpointError
+from normscape.networks.auxiliary import AuxiliaryNetwork
+from normscape.training.gan import GanTrainer, draw_real, train_gan
+from normscape.training.recorder import SilentRecorder
+
+CPU = torch.device("cpu")
+
+
+def frozen_auxiliaries(config: Config) -> dict[str, AuxiliaryNetwork]:
+    """Auxiliary networks with fixed random weights."""
+    torch.manual_seed(7)
+    return {a.name: AuxiliaryNetwork.from_config(a, config).fold() for a in config.attributes}
+
+
+class Keep(SilentRecorder):
+    """Keeps what was recorded, by step."""
+
+    def __init__(self) -> None:
+        self.values: dict[int, dict[str, float]] = {}
+
+    def metrics(self, values, step):
+        self.values.setdefault(step, {}).update(values)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
+    dims: int, toy_config: Callable[..., Config], toy_samples: Callable[..., SampleSet], tmp_path: Path
+) -> None:
+    """Weights, optimiser states and metrics after 3 + 3 steps are those after 6 steps."""
+    samples = toy_samples(dims=dims)
+    whole, half = toy_config(dims=dims), toy_config(dims=dims, gan={"steps": 3})
+    auxiliaries = frozen_auxiliaries(whole)
+    kept, resumed = Keep(), Keep()
+    straight = train_gan(whole, samples, auxiliaries, folder=tmp_path / "a", digest="d", device=CPU, recorder=kept)
+    train_gan(half, samples, auxiliaries, folder=tmp_path / "b", digest="d", device=CPU, recorder=resumed)
+    again = train_gan(whole, samples, auxiliaries, folder=tmp_path / "b", digest="d", device=CPU, recorder=resumed)
+    for name in ("generator", "discriminator", "averaged"):
+        a, b = getattr(straight, name).state_dict(), getattr(again, name).state_dict()
+        assert all(torch.equal(a[key], b[key]) for key in a), name
+    for a, b in ((straight.optimizer_g, again.optimizer_g), (straight.optimizer_d, again.optimizer_d)):
+        x, y = a.state_dict()["state"], b.state_dict()["state"]
+        assert x.keys() == y.keys()
+        assert all(torch.equal(x[i][slot], y[i][slot]) for i in x for slot in x[i])
+    assert torch.equal(straight.mean_path_length, again.mean_path_length)
+    assert straight.mean_path_length > 0
+    assert kept.values == resumed.values
+    assert set(kept.values) == set(range(1, 7))
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(
+    toy_config: Callable[..., Config], toy_samples: Callable[..., SampleSet], tmp_path: Path
+) -> None:
+    """The error names the folder and both digests."""
+    config = toy_config(gan={"steps": 1})
+    auxiliaries = frozen_auxiliaries(config)
+    train_gan(config, toy_samples(), auxiliaries, folder=tmp_path, digest="one", device=CPU, recorder=SilentRecorder())
+    with pytest.raises(CheckpointError, match="belongs to another configuration"):
+        train_gan(config, toy_samples(), auxiliaries, folder=tmp_path, digest="two", device=CPU, recorder=SilentRecorder())
+
+
+def test_phases_touch_only_their_network(toy_config: Callable[..., Config], toy_samples: Callable[..., SampleSet]) -> None:
+    """D and R1 leave G alone, G and the path length leave D alone, and none touches the auxiliary networks."""
+    config = toy_config()
+    auxiliaries = frozen_auxiliaries(config)
+    trainer = GanTrainer(config, auxiliaries, CPU)
+    real = draw_real(toy_samples(), 8, 0, 0)
+
+    def weights(module: torch.nn.Module) -> torch.Tensor:
+        return torch.cat([p.detach().flatten().clone() for p in module.parameters()])
+
+    def changed(action: Callable[[], object]) -> tuple[bool, bool]:
+        before = weights(trainer.generator), weights(trainer.discriminator)
+        action()
+        return not torch.equal(before[0], weights(trainer.generator)), not torch.equal(before[1], weights(trainer.discriminator))
+
+    kept = {name: weights(network) for name, network in auxiliaries.items()}
+    assert changed(lambda: trainer.discriminator_phase(real, 0)) == (False, True)
+    assert changed(lambda: trainer.r1_phase(real)) == (False, True)
+    assert changed(lambda: trainer.generator_phase(8, 0)) == (True, False)
+    assert changed(lambda: trainer.path_length_phase(8, 0)) == (True, False)
+    assert all(torch.equal(kept[name], weights(network)) for name, network in auxiliaries.items())
+
+
+def test_the_averaged_generator_follows_with_its_half_life(
+    toy_config: Callable[..., Config], toy_samples: Callable[..., SampleSet]
+) -> None:
+    """With a half-life of one batch the average lies half-way between before and after."""
+    config = toy_config(gan={"ema_half_life_images": 8})
+    trainer = GanTrainer(config, frozen_auxiliaries(config), CPU)
+    before = trainer.generator.constant.detach().clone()
+    trainer.step(draw_real(toy_samples(), 8, 0, 0), 0)
+    torch.testing.assert_close(trainer.averaged.constant, (before + trainer.generator.constant.detach()) / 2)
+    assert not any(p.requires_grad for p in trainer.averaged.parameters())  # no graph grows from step to step
+
+
+def test_golden_losses(toy_config: Callable[..., Config], toy_samples: Callable[..., SampleSet]) -> None:
+    """The first losses of a fixed seed: an optimisation must not change the curve."""
+    config = toy_config()
+    trainer = GanTrainer(config, frozen_auxiliaries(config), CPU)
+    losses = []
+    for step in range(4):
+        measured = trainer.step(draw_real(toy_samples(), 8, 0, step), step)
+        losses.append([measured[name].item() for name in ("loss_d", "loss_g", "contrastive")])
+    torch.testing.assert_close(torch.tensor(losses), torch.tensor(GOLDEN), rtol=1e-3, atol=1e-4)
+
+
+GOLDEN = [
+    [1.5560298, 0.6367409, 0.3816188],
+    [1.5545901, 0.5902465, 0.4169864],
+    [1.5367614, 0.6340541, 0.3280123],
+    [1.4960425, 0.6352232, 0.4343620],
+]
