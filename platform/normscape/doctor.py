@@ -25,7 +25,6 @@ NEEDED: dict[str, str] = {
     "torchmetrics": "Frechet and kernel distances",
     "pyarrow": "tables in Parquet",
     "pandas": "tables in reports",
-    "trimesh": "chair models",
     "embreex": "fast rendering",
     "h5py": "the RC-49 file",
     "typer": "the command",

@@ -29,7 +29,7 @@ def check(result: tuple[int, str], *expected: str) -> None:
         ("gan.batch_size=6", "gan.batch_size: must be a multiple of 2^N = 4 for N = 2 attributes, found 6"),
         ("generator.channels=[8, 8, 8]", "generator.channels: image_size 8 needs 2 entries (for sides 4, 8), found 3"),
         ("discriminator.channels=[8]", "discriminator.channels: image_size 8 needs 2 entries (for sides 4, 8), found 1"),
-        ("attributes.angle.tau_same=0.5", "attributes.angle.tau_same: (0.5) must not exceed tau_different (0.15)"),
+        ("attributes.angle.tau_same=0.5", "attributes.angle.tau_same: must not exceed tau_different (0.15); found 0.5"),
         ("attributes.identity.tau_different=1.5", "attributes.identity.tau_different: must be"),
         ("attributes.identity.tau_same=-0.1", "attributes.identity.tau_same: must be"),
     ],
@@ -40,7 +40,13 @@ def test_a_wrong_configuration(command: Command, tiny_yaml: Path, tmp_path: Path
 
 
 def test_all_problems_are_named_at_once(command: Command, tiny_yaml: Path, tmp_path: Path) -> None:
-    changes = ("gan.stps=3", "gan.batch_size=6", "generator.channels=[8]", "attributes.angle.tau_same=2")
+    changes = (
+        "gan.stps=3",
+        "gan.batch_size=30",
+        "discriminator.deviation_group=3",
+        "generator.channels=[8]",
+        "attributes.angle.tau_same=2",
+    )
     options = [word for change in changes for word in ("--set", change)]
     places = ("gan.stps:", "gan.batch_size:", "generator.channels:", "attributes.angle.tau_same:")
     check(command("run", tiny_yaml, "--no-track", "--runs-dir", tmp_path, *options), "4 problems", *places)

@@ -38,7 +38,10 @@ def run(context: StageContext) -> dict[str, float]:
     config = context.config
     samples = _load(config, context.recorder)
     _check_samples(samples, config)
-    split = split_subjects(samples.subjects, config.data.train_subjects, config.data.test_subjects, config.seed)
+    try:
+        split = split_subjects(samples.subjects, config.data.train_subjects, config.data.test_subjects, config.seed)
+    except DataError as error:
+        raise DataError(f"{config.data.path or config.data.source}: {error} (data.train_subjects, data.test_subjects)") from error
     code = np.full(len(samples.subjects), SPLITS.index("unused"))
     code[list(split.train)] = SPLITS.index("train")
     code[list(split.test)] = SPLITS.index("test")

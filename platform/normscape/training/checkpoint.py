@@ -104,11 +104,11 @@ class TrainingState:
             plain = json.loads((path / "state.json").read_text())
             flat = load_file(path / "state.safetensors")
         except (OSError, ValueError, SafetensorError) as error:
-            raise CheckpointError(f"{path}: damaged checkpoint ({error}); remove this folder") from error
+            raise CheckpointError(f"{path}: damaged checkpoint; remove this folder ({error})") from error
         if plain.get("digest") != self.digest:
             raise CheckpointError(
-                f"{path}: belongs to another configuration (digest {str(plain.get('digest'))[:12]}, expected {self.digest[:12]}); "
-                "remove this folder, or run the configuration that made it"
+                f"{path}: belongs to another configuration; remove this folder, or run the configuration that made it "
+                f"(digest found {str(plain.get('digest'))[:12]}, expected {self.digest[:12]})"
             )
         try:
             for name, module in self.modules.items():
