@@ -97,7 +97,7 @@ def test_a_damaged_checkpoint(command: Command, tiny_yaml: Path, run: Path, cut_
     with (path / name).open("r+b") as file:
         file.truncate(100)
     arguments = ["run", tiny_yaml, "--no-track", "--runs-dir", run.parent, "--to", "gan"]
-    check(command(*arguments), f"{path}: damaged checkpoint", "remove this folder to go on")
+    check(command(*arguments), f"{path}: damaged checkpoint", "remove this folder")
     shutil.rmtree(path)
     code, text = command(*arguments)
     assert code == 0, text
