@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,11 @@ from normscape.config import Config
 from normscape.datasets.samples import SampleSet
 
 SUBJECTS, ANGLES = 6, 16
+
+
+def pytest_configure() -> None:
+    """Tests that interrupt a child with Ctrl-C must work in a background job too, whose children would ignore it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def toy_settings(dims: int = 2) -> dict[str, Any]:
