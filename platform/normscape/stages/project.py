@@ -163,7 +163,7 @@ def _join(shards: Path, count: int, folder: Path) -> None:
 
 @torch.no_grad()
 def _rotate(config: Config, projector: Projector, table: pa.Table, folder: Path) -> None:
-    """Figure 7: move the first value attribute of some reconstructions by a third of its range, within the range."""
+    """Figure 7: some reconstructions with the first value attribute at a third of its range (an angle of 30 degrees)."""
     if not config.value_attributes:
         return
     attribute = config.value_attributes[0]
@@ -185,10 +185,11 @@ def _rotate(config: Config, projector: Projector, table: pa.Table, folder: Path)
     values = {a.name: value_of(a.column or "", a.output_dim) for a in config.value_attributes}
     styles = projector.styles(coordinates, projector.encode(values))
     span = attribute.value_max - attribute.value_min
-    moved = attribute.value_min + (values[attribute.name] - attribute.value_min + span / 3) % span
+    value = attribute.value_min + span / 3
+    moved = torch.full_like(values[attribute.name], value)
     images = projector.generator.synthesize(with_value(projector.generator, projector.controllers[attribute.name], styles, moved))
     np.save(folder / "rotated.npy", to_uint8(images).cpu().numpy())
-    described = {"rows": rows.tolist(), "attribute": attribute.name, "value": span / 3, "unit": attribute.unit}
+    described = {"rows": rows.tolist(), "attribute": attribute.name, "value": value, "unit": attribute.unit}
     write_json(folder / "rotated.json", described)
 
 
