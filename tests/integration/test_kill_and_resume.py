@@ -55,13 +55,13 @@ def strike(process: subprocess.Popen[str], run: Path, stage: str, seen: str, num
 
 
 def results(run: Path) -> dict[str, object]:
-    """Everything that the finished stages hold, but for times."""
+    """Everything that the finished stages hold, but for times and the commit."""
     found: dict[str, object] = {}
     for path in sorted(p for p in run.glob("*-????????/**/*") if p.is_file()):
         name = str(path.relative_to(run))
         if path.name == "manifest.json":
             manifest = json.loads(path.read_text())
-            found[name] = {k: v for k, v in manifest.items() if k not in ("seconds", "started", "finished")}
+            found[name] = {k: v for k, v in manifest.items() if k not in ("seconds", "started", "finished", "code_version")}
         elif path.suffix == ".parquet":
             found[name] = pq.read_table(path)
         elif path.suffix == ".safetensors":
