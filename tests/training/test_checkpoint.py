@@ -50,6 +50,16 @@ def test_only_the_last_two_stay_and_half_written_ones_do_not_count(tmp_path: Pat
     assert state.load_latest(tmp_path) == 3
 
 
+def test_clearing_leaves_nothing(tmp_path: Path) -> None:
+    """Neither checkpoints nor what a killed process left."""
+    state = make()[2]
+    for step in (1, 2):
+        state.save(tmp_path, step)
+    (tmp_path / "checkpoint-00000009.tmp").mkdir()
+    TrainingState.clear(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("name", ["state.json", "state.safetensors"])
 def test_a_damaged_checkpoint_is_named(name: str, tmp_path: Path) -> None:
     """A truncated file gives an error with the folder and what to do."""

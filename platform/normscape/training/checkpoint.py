@@ -85,7 +85,7 @@ class TrainingState:
         shutil.rmtree(final, ignore_errors=True)
         os.replace(aside, final)
         for old in _finished(folder)[:-_KEEP]:
-            shutil.rmtree(old)
+            _remove(old)
 
     def load_latest(self, folder: Path) -> int:
         """Restore the newest checkpoint of the folder.
@@ -130,8 +130,18 @@ class TrainingState:
     @staticmethod
     def clear(folder: Path) -> None:
         """Remove the folder's checkpoints, when training has ended and its result is written."""
-        for path in folder.glob(f"{_PREFIX}*"):
-            shutil.rmtree(path)
+        for path in _finished(folder):
+            _remove(path)
+        for left in folder.glob(f"{_PREFIX}*.tmp"):
+            shutil.rmtree(left)
+
+
+def _remove(path: Path) -> None:
+    """Remove a checkpoint; cut off in between, it leaves a `.tmp` folder that does not count, never half a checkpoint."""
+    aside = path.with_name(path.name + ".tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    os.replace(path, aside)
+    shutil.rmtree(aside)
 
 
 def _finished(folder: Path) -> list[Path]:
