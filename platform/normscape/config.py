@@ -166,6 +166,15 @@ class DiscriminatorConfig(Section):
     """Group size of the minibatch deviation; must divide the batch size."""
 
 
+class EncoderConfig(Section):
+    """Encoder trained with the generator when `gan.reconstruction_weight` is above 0 (beyond the thesis)."""
+
+    channels: tuple[PositiveInt, ...] | None = None
+    """Channels from the image resolution down to 4, one entry a resolution; the discriminator's when empty."""
+    hidden: PositiveInt = 128
+    """Width of the hidden layer that embeds a known value."""
+
+
 class GanConfig(Section):
     """GAN training (thesis III.A.3b; optimiser settings of GAN-Control)."""
 
@@ -187,6 +196,10 @@ class GanConfig(Section):
     """The path length penalty uses batch_size / this many images."""
     path_length_decay: Fraction = 0.01
     """Decay of the running mean path length."""
+    reconstruction_weight: NonNegativeFloat = 0.0
+    """Weight of the L1 residual of real images rebuilt through the encoder; 0, as in the thesis, leaves the encoder out."""
+    warmup_steps: NonNegativeInt = 0
+    """First steps that only reconstruct, without discriminator and contrastive loss; needs a `reconstruction_weight`."""
     ema_half_life_images: PositiveInt = 10_000
     """Half-life, in images, of the averaged generator."""
     checkpoint_interval: PositiveInt = 1000
@@ -197,6 +210,12 @@ class GanConfig(Section):
     """Steps between sample grids, and between Frechet and kernel distances."""
     quality_samples: PositiveInt = 2048
     """Generated and real images for the Frechet and kernel distances."""
+
+    @model_validator(mode="after")
+    def _check(self) -> GanConfig:
+        if self.warmup_steps and not self.reconstruction_weight:
+            raise ValueError("warmup_steps needs a reconstruction_weight above 0: there is nothing else to train on")
+        return self
 
 
 class ControllerConfig(Section):
@@ -240,6 +259,8 @@ class ProjectionConfig(Section):
     """Images projected at once; results do not depend on it."""
     learning_rate: PositiveFloat = 0.1
     """Adam's peak learning rate."""
+    start: Literal["mean", "encoder"] = "mean"
+    """Where the optimisation starts: at the mean style as in the thesis, or at the encoder's answer."""
     rampup: Fraction = 0.05
     """Share of the steps in which the learning rate rises linearly."""
     rampdown: Fraction = 0.25
@@ -314,6 +335,8 @@ class Config(Section):
     """Generator."""
     discriminator: DiscriminatorConfig
     """Discriminator."""
+    encoder: EncoderConfig = EncoderConfig()
+    """Encoder."""
     gan: GanConfig
     """GAN training."""
     controllers: ControllerConfig = ControllerConfig()
@@ -349,8 +372,10 @@ class Config(Section):
         else:
             n = len(self.resolutions)
             sides = ", ".join(map(str, self.resolutions))
-            for part, channels in (("generator", self.generator.channels), ("discriminator", self.discriminator.channels)):
-                if len(channels) != n:
+            parts = {"generator": self.generator, "discriminator": self.discriminator, "encoder": self.encoder}
+            for part, section in parts.items():
+                channels = section.channels
+                if channels is not None and len(channels) != n:
                     problems.append(
                         (f"{part}.channels", f"image_size {size} needs {n} entries (for sides {sides}), found {len(channels)}")
                     )
@@ -376,6 +401,8 @@ class Config(Section):
                     f"must divide gan.batch_size ({self.gan.batch_size}), found {self.gan.path_length_batch_shrink}",
                 )
             )
+        if self.projection.start == "encoder" and not self.gan.reconstruction_weight:
+            problems.append(("projection.start", "encoder needs gan.reconstruction_weight above 0, or there is no encoder"))
         names = [a.name for a in self.attributes]
         if len(set(names)) != len(names) or "other" in names:
             problems.append(("attributes", f"names must be unique and not `other`, found {', '.join(names)}"))

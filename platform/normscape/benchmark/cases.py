@@ -143,7 +143,11 @@ class Bench:
         config = self.config
         shape = (count, config.image_channels, *(config.image_size,) * config.dims)
         images = torch.randint(0, 256, shape, generator=seeded(0, "benchmark"), dtype=torch.uint8)
-        return SampleSet(images, torch.zeros(count, dtype=torch.long), ("noise",), {}, torch.arange(count))
+        values = {
+            a.column or "": torch.empty(count, a.output_dim).uniform_(a.value_min, a.value_max, generator=seeded(0, a.name))
+            for a in config.value_attributes
+        }
+        return SampleSet(images, torch.zeros(count, dtype=torch.long), ("noise",), values, torch.arange(count))
 
 
 def training(bench: Bench) -> None:
@@ -154,17 +158,21 @@ def training(bench: Bench) -> None:
     auxiliaries = bench.auxiliaries()
     trainers = {FAST: GanTrainer(config, auxiliaries, device), REFERENCE: ReferenceTrainer(config, auxiliaries, device)}
     samples = bench.samples(4 * batch)
-    real = draw_real(samples, batch, 0, 0).to(device)
+    real, values = draw_real(samples, config, 0)
+    real, values = real.to(device), {name: value.to(device) for name, value in values.items()}
 
     def compare(case: str, size: int, action: Callable[[GanTrainer], object]) -> Row:
         return bench.compare(case, size, {form: partial(action, trainer) for form, trainer in trainers.items()})
 
-    # a step without the lazily applied regularisers, which are due at the multiples of their intervals
-    step = compare("training step (D + G)", batch, lambda t: t.step(draw_real(samples, batch, 0, 1).to(device), 1))
-    compare("discriminator phase", batch, lambda t: t.discriminator_phase(real, 1))
+    # a step after the warm-up, without the lazily applied regularisers, which are due at the multiples of their intervals
+    late = settings.warmup_steps * settings.r1_interval * settings.path_length_interval + 1
+    step = compare("training step (D + G)", batch, lambda t: t.step(draw_real(samples, config, late)[0].to(device), late, values))
+    compare("discriminator phase", batch, lambda t: t.discriminator_phase(real, late))
     r1 = compare("R1 phase", batch, lambda t: t.r1_phase(real))
-    compare("generator phase", batch, lambda t: t.generator_phase(batch, 1))
-    path = compare("path length phase", batch // settings.path_length_batch_shrink, lambda t: t.path_length_phase(batch, 1))
+    compare("generator phase", batch, lambda t: t.generator_phase(late, real, values))
+    if settings.warmup_steps:
+        compare("warm-up step", batch, lambda t: t.generator_phase(0, real, values))
+    path = compare("path length phase", batch // settings.path_length_batch_shrink, lambda t: t.path_length_phase(late))
 
     bench.ratio(STEP_SPEEDUP, _speedup(step))
     parts = [(step, 1.0)]

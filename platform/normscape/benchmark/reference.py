@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from normscape.config import AttributeConfig, Config
-from normscape.losses.adversarial import generator_loss
 from normscape.losses.contrastive import ContrastiveTerm
 from normscape.networks.auxiliary import AuxiliaryNetwork, output_distance
 from normscape.networks.discriminator import Discriminator
@@ -139,17 +138,4 @@ class ReferenceTrainer(GanTrainer):
         super().__init__(config, auxiliaries, device)
         for network in (self.generator, self.discriminator, self.averaged):
             straightforward(network)
-
-    def generator_phase(self, batch_size: int, step: int) -> dict[str, Tensor]:
-        """As GanTrainer's, with the looped contrastive loss."""
-        self.discriminator.requires_grad_(False)
-        fake = self._generate(batch_size, self._random(step, "g"), paired=True)
-        adversarial = generator_loss(self.discriminator(fake))
-        outputs = {name: network(fake) for name, network in self.auxiliaries.items()}
-        contrastive, terms = looped_contrastive_loss(outputs, self.config.attributes)
-        self._update(self.optimizer_g, adversarial + contrastive)
-        self.discriminator.requires_grad_(True)
-        measured = {"loss_g": adversarial.detach(), "contrastive": contrastive.detach()}
-        for name, term in terms.items():
-            measured |= {f"distance_same/{name}": term.distance_same, f"distance_different/{name}": term.distance_different}
-        return measured
+        self.contrastive_loss = looped_contrastive_loss

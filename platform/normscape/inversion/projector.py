@@ -12,7 +12,10 @@ from torch import Tensor
 from normscape.config import Config
 from normscape.inversion.style_space import StyleSpace
 from normscape.losses.reconstruction import Features, feature_residuals, per_sample_mean, pixel_residual
+from normscape.networks.auxiliary import AuxiliaryNetwork, denormalize_value, output_distance
 from normscape.networks.controller import Controller
+from normscape.networks.discriminator import Discriminator
+from normscape.networks.encoder import Encoder
 from normscape.networks.generator import Generator
 
 
@@ -51,13 +54,28 @@ class Projector:
         controllers: value attributes to their frozen controllers; their sub-spaces are encoded, not optimised.
         space: whitened style space.
         features: feature network of the perceptual loss.
+        auxiliaries: attribute name to frozen network; their outputs are compared too.
+        discriminator: frozen; its feature maps are compared too.
+        encoder: frozen; gives the start when the configuration says so.
     """
 
     def __init__(
-        self, config: Config, generator: Generator, controllers: Mapping[str, Controller], space: StyleSpace, features: Features
+        self,
+        config: Config,
+        generator: Generator,
+        controllers: Mapping[str, Controller],
+        space: StyleSpace,
+        features: Features,
+        *,
+        auxiliaries: Mapping[str, AuxiliaryNetwork] | None = None,
+        discriminator: Discriminator | None = None,
+        encoder: Encoder | None = None,
     ) -> None:
         self.settings = config.projection
         self.generator, self.controllers, self.features = generator, controllers, features
+        self.auxiliaries, self.discriminator, self.encoder = auxiliaries or {}, discriminator, encoder
+        if self.settings.start == "encoder" and encoder is None:
+            raise ValueError("projection.start is encoder, and there is no encoder")
         self.device = generator.constant.device
         self.space = {name: part.to(self.device) for name, part in space.items()}
         self.free = tuple(name for name in generator.subspaces if name not in controllers)
@@ -88,8 +106,19 @@ class Projector:
     def _length(u: Tensor) -> Tensor:
         return (u.square().sum(2) + 1e-12).sqrt()
 
+    @torch.no_grad()
+    def start(self, images: Tensor, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Whitened coordinates `(B, R, d)` to begin with: the mean style, or the encoder's answer at every resolution."""
+        layers = len(self.generator.resolutions)
+        if self.settings.start == "mean" or self.encoder is None:
+            widths = self.generator.subspaces
+            return {name: torch.zeros(len(images), layers, widths[name], device=self.device) for name in self.free}
+        styles = self.generator.mapping(self.encoder(images, {name: value.to(self.device) for name, value in values.items()}))
+        parts = {name: self.space[name].whiten(styles[:, self.generator.subspace_slice(name)]) for name in self.free}
+        return {name: u[:, None].repeat(1, layers, 1) for name, u in parts.items()}
+
     def project(self, images: Tensor, values: Mapping[str, Tensor]) -> Projection:
-        """Optimise the whitened coordinates of identity and `other`, one vector a resolution, from the mean.
+        """Optimise the whitened coordinates of identity and `other`, one vector a resolution.
 
         Args:
             images: `(B, C, *S)` in [-1, 1].
@@ -101,11 +130,7 @@ class Projector:
         settings = self.settings
         images = images.to(self.device)
         encoded = self.encode(values)
-        shape = (len(images), len(self.generator.resolutions))
-        coordinates = {
-            name: torch.zeros(*shape, self.generator.subspaces[name], device=self.device, requires_grad=True)
-            for name in self.free
-        }
+        coordinates = {name: u.requires_grad_() for name, u in self.start(images, values).items()}
         optimizer = torch.optim.Adam(list(coordinates.values()), lr=settings.learning_rate, betas=(0.9, 0.999), fused=True)
         with torch.no_grad():
             target = self.features(images)
@@ -124,26 +149,52 @@ class Projector:
         with torch.no_grad():
             result = {name: u.detach() for name, u in coordinates.items()}
             rebuilt = self.generator.synthesize(self.styles(result, encoded))
-            return Projection(result, rebuilt, self.residuals(images, rebuilt, target))
+            return Projection(result, rebuilt, self.residuals(images, rebuilt, target, values))
 
-    def residuals(self, images: Tensor, rebuilt: Tensor, target: list[Tensor]) -> dict[str, Tensor]:
-        """What the reconstruction misses: pixel residuals of the image, its worst places, and of each feature layer.
+    def residuals(self, images: Tensor, rebuilt: Tensor, target: list[Tensor], values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the reconstruction misses, one value a sample.
+
+        - `l1`, `l2`: mean absolute and squared difference; `top1`: mean of the worst 1 % of the places; `local`: the worst
+          neighbourhood of an eighth of the side.
+        - `patch8`, `patch4`: the worst neighbourhood of an eighth and a quarter of the side, where differences of opposite sign
+          cancel: a shifted edge leaves little, a foreign patch all of it.
+        - `feature<i>`: of the perceptual features; `discriminator<i>`: of the discriminator's, from fine to coarse.
+        - `output_<attribute>`: distance of the auxiliary outputs, in [0, 1].
+        - `condition_<attribute>`: what the auxiliary network reads from the image against the known value, in units of the range.
 
         Args:
             images: `(B, C, *S)`.
             rebuilt: the reconstructions.
             target: feature maps of the images.
+            values: value attribute to known conditions `(B, D)`.
         """
-        difference = (images - rebuilt).abs().mean(1)
+        signed = images - rebuilt
+        difference = signed.abs().mean(1)
         places = difference.flatten(1)
-        top = places.topk(max(1, places.shape[1] // 100), dim=1).values.mean(1)
-        pool = torch.nn.functional.avg_pool2d if images.ndim == 4 else torch.nn.functional.avg_pool3d
-        local = pool(difference[:, None], kernel_size=max(2, images.shape[-1] // 8), stride=1).flatten(1).amax(1)
-        layers = feature_residuals(self.features(rebuilt), target)
-        return {
-            "residual_l1": per_sample_mean(difference),
-            "residual_l2": per_sample_mean((images - rebuilt).square()),
-            "residual_top1": top,
-            "residual_local": local,
-            **{f"residual_feature{i}": value for i, value in enumerate(layers)},
+        side = images.shape[-1]
+        result = {
+            "l1": per_sample_mean(difference),
+            "l2": per_sample_mean(signed.square()),
+            "top1": places.topk(max(1, places.shape[1] // 100), dim=1).values.mean(1),
+            "local": _worst(difference[:, None], max(2, side // 8)),
+            "patch8": _worst(signed, max(2, side // 8)),
+            "patch4": _worst(signed, max(2, side // 4)),
         }
+        result |= {f"feature{i}": value for i, value in enumerate(feature_residuals(self.features(rebuilt), target))}
+        if self.discriminator is not None:
+            maps = feature_residuals(self.discriminator.features(rebuilt), self.discriminator.features(images))
+            result |= {f"discriminator{i}": value for i, value in enumerate(maps)}
+        for name, network in self.auxiliaries.items():
+            read = network(images)
+            result[f"output_{name}"] = output_distance(network.attribute, read, network(rebuilt))
+            if name in values:
+                attribute = network.attribute
+                error = (denormalize_value(attribute, read) - values[name].to(self.device)).abs().mean(1)
+                result[f"condition_{name}"] = error / (attribute.value_max - attribute.value_min)
+        return {f"residual_{name}": value for name, value in result.items()}
+
+
+def _worst(difference: Tensor, side: int) -> Tensor:
+    """Largest absolute local mean of `(B, C, *S)`, averaged over the channels, `(B,)`."""
+    pool = torch.nn.functional.avg_pool2d if difference.ndim == 4 else torch.nn.functional.avg_pool3d
+    return pool(difference, kernel_size=side, stride=1).abs().mean(1).flatten(1).amax(1)

@@ -30,15 +30,14 @@ def r1_penalty(real_logits: Tensor, real_images: Tensor) -> Tensor:
     return gradient.square().flatten(1).sum(1).mean()
 
 
-def path_lengths(images: Tensor, styles: Tensor, random: torch.Generator) -> Tensor:
+def path_lengths(images: Tensor, styles: Tensor, probe: Tensor) -> Tensor:
     """Lengths `(B,)` of the Jacobian-transposed product with a random image (Karras et al. 2020, section 3.2).
 
     Args:
         images: `(B, C, *S)`, computed from `styles`.
         styles: `(B, W)` that require a gradient.
-        random: source of the random image.
+        probe: standard normal noise of the images' shape.
     """
-    probe = torch.randn(images.shape, generator=random, device=random.device).to(images.device)
     probe = probe / math.sqrt(math.prod(images.shape[2:]))
     (gradient,) = torch.autograd.grad((images * probe).sum(), styles, create_graph=True)
     return gradient.square().sum(1).sqrt()

@@ -28,7 +28,32 @@ class ResidualBlock(nn.Module):
         return result
 
 
-class Discriminator(nn.Module):
+class ResidualTrunk(nn.Module):
+    """Images to feature maps, from the image's resolution down to 4.
+
+    Args:
+        channels: channels from the image resolution down to 4.
+        dims: spatial dimensions.
+        image_channels: channels of the image.
+    """
+
+    def __init__(self, *, channels: tuple[int, ...], dims: int, image_channels: int) -> None:
+        super().__init__()
+        self.dims = dims
+        self.from_image = EqualizedConv(dims, image_channels, channels[0], 1)
+        self.blocks = nn.ModuleList(ResidualBlock(dims, a, b) for a, b in itertools.pairwise(channels))
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Feature maps after each resolution, from the image's down to 4; independent of the rest of the batch."""
+        x = self.from_image(images.contiguous(memory_format=memory_format(self.dims)))
+        maps = [x]
+        for block in self.blocks:
+            x = block(x)
+            maps.append(x)
+        return maps
+
+
+class Discriminator(ResidualTrunk):
     """Images to real/fake logits.
 
     Args:
@@ -39,10 +64,8 @@ class Discriminator(nn.Module):
     """
 
     def __init__(self, *, channels: tuple[int, ...], dims: int, image_channels: int, deviation_group: int = 4) -> None:
-        super().__init__()
-        self.dims, self.deviation_group = dims, deviation_group
-        self.from_image = EqualizedConv(dims, image_channels, channels[0], 1)
-        self.blocks = nn.ModuleList(ResidualBlock(dims, a, b) for a, b in itertools.pairwise(channels))
+        super().__init__(channels=channels, dims=dims, image_channels=image_channels)
+        self.deviation_group = deviation_group
         last = channels[-1]
         self.conv = EqualizedConv(dims, last + 1, last, 3)
         self.hidden = EqualizedLinear(last * 4**dims, last, activate=True)
@@ -57,15 +80,6 @@ class Discriminator(nn.Module):
             image_channels=config.image_channels,
             deviation_group=config.discriminator.deviation_group,
         )
-
-    def features(self, images: Tensor) -> list[Tensor]:
-        """Feature maps after each resolution, from the image's down to 4; independent of the rest of the batch."""
-        x = self.from_image(images.contiguous(memory_format=memory_format(self.dims)))
-        maps = [x]
-        for block in self.blocks:
-            x = block(x)
-            maps.append(x)
-        return maps
 
     def forward(self, images: Tensor) -> Tensor:
         """`(B, C, *S)` to logits `(B,)`; B must be a multiple of the deviation group."""

@@ -45,6 +45,26 @@ class SubspaceMapping(nn.Module):
         return result
 
 
+class NoiseSource:
+    """Draws the noise inputs of a batch, or of some rows of a larger one, whose other rows are drawn elsewhere.
+
+    Args:
+        random: on the device of the network.
+        total: rows of the whole batch; as many as asked for when empty.
+        rows: which of them are wanted.
+    """
+
+    def __init__(self, random: torch.Generator, total: int | None = None, rows: Tensor | None = None) -> None:
+        self.random, self.total, self.rows = random, total, rows
+
+    def draw(self, count: int, like: Tensor) -> Tensor:
+        """Standard normal noise `(count, *like.shape[1:])`."""
+        noise = torch.randn(
+            self.total or count, *like.shape[1:], generator=self.random, device=self.random.device, dtype=like.dtype
+        )
+        return noise if self.rows is None else noise[self.rows]
+
+
 class StyledConv(nn.Module):
     """Modulated convolution, noise, bias, leaky ReLU."""
 
@@ -58,14 +78,14 @@ class StyledConv(nn.Module):
         if noise:
             self.register_buffer("fixed_noise", torch.randn(1, 1, *(side,) * dims))
 
-    def forward(self, x: Tensor, w: Tensor, noise: torch.Generator | None) -> Tensor:
+    def forward(self, x: Tensor, w: Tensor, noise: NoiseSource | None) -> Tensor:
         """`(B, inputs, *S)` and `(B, style_dim)` to `(B, outputs, *S')`; without a noise source the fixed noise image is used."""
         x = self.conv(x, w)
         shift = spatial(self.bias * SQRT2, self.dims)
         if self.noise_strength is not None:
             image = self.fixed_noise
             if noise is not None:
-                image = torch.randn(len(x), *image.shape[1:], generator=noise, device=x.device, dtype=x.dtype)
+                image = noise.draw(len(x), image)
             shift = shift + image * (self.noise_strength * SQRT2)
         return F.leaky_relu(x + shift, SLOPE)
 
@@ -82,7 +102,7 @@ class ResolutionBlock(nn.Module):
         self.to_image = ModulatedConv(dims, outputs, image_channels, 1, style_dim, demodulate=False)
         self.image_bias = nn.Parameter(torch.zeros(image_channels))
 
-    def forward(self, x: Tensor, image: Tensor | None, w: Tensor, noise: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, image: Tensor | None, w: Tensor, noise: NoiseSource | None) -> tuple[Tensor, Tensor]:
         """Features and image of the resolution below to those of this one."""
         if self.up is not None:
             x = self.up(x, w, noise)
@@ -148,7 +168,7 @@ class Generator(nn.Module):
             start += width
         raise KeyError(name)
 
-    def synthesize(self, styles: Tensor, noise: torch.Generator | None = None) -> Tensor:
+    def synthesize(self, styles: Tensor, noise: NoiseSource | None = None) -> Tensor:
         """Styles to images.
 
         Args:
@@ -167,7 +187,7 @@ class Generator(nn.Module):
         assert image is not None
         return image
 
-    def forward(self, z: Tensor, noise: torch.Generator | None = None) -> Tensor:
+    def forward(self, z: Tensor, noise: NoiseSource | None = None) -> Tensor:
         """Latents `(B, W)` to images `(B, C, *S)`."""
         return self.synthesize(self.mapping(z), noise)
 

@@ -104,7 +104,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "gan",
-        ("attributes", "other_dim", "generator", "discriminator", "gan"),
+        ("attributes", "other_dim", "generator", "discriminator", "encoder", "gan"),
         ("prepare", "auxiliary"),
         omit=("gan.checkpoint_interval",),
         module="normscape.stages.gan",
@@ -115,6 +115,7 @@ STAGES: tuple[Stage, ...] = (
         "project",
         ("projection",),
         ("prepare", "auxiliary", "gan", "controllers", "latents"),
+        version=2,
         module="normscape.stages.project",
     ),
     Stage("score", ("scoring",), ("project",), module="normscape.stages.score"),

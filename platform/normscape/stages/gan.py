@@ -2,7 +2,7 @@
 
 Writes:
 
-- `generator.safetensors` (the averaged generator), `discriminator.safetensors`;
+- `generator.safetensors` (the averaged generator), `discriminator.safetensors`, and `encoder.safetensors` (averaged) where there is one;
 - `samples/step-*.png`: images of fixed latents, an identity a row;
 - `triplets.parquet` and `distances.parquet`, as stage `auxiliary`, with split `generated`.
 """
@@ -29,6 +29,8 @@ def run(context: StageContext) -> dict[str, float]:
     )
     save_module(trainer.averaged, context.folder / "generator.safetensors")
     save_module(trainer.discriminator, context.folder / "discriminator.safetensors")
+    if trainer.averaged_encoder is not None:
+        save_module(trainer.averaged_encoder, context.folder / "encoder.safetensors")
     identity = config.attributes[0]
     network = auxiliaries[identity.name]
     quality = measure_triplets(identity, *generated_triplets(trainer.averaged, network, triplets=TRIPLETS, seed=config.seed))

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from normscape.config import Config
+from normscape.errors import CheckpointError
+from normscape.inversion.projector import Projector
 from normscape.inversion.style_space import StyleSpace, from_tensors
 from normscape.networks.auxiliary import AuxiliaryNetwork, freeze
 from normscape.networks.controller import Controller
+from normscape.networks.discriminator import Discriminator
+from normscape.networks.encoder import Encoder
 from normscape.networks.generator import Generator
+from normscape.losses.reconstruction import perceptual_features
 from normscape.training.checkpoint import load_module
 
 
@@ -44,6 +51,47 @@ def load_controllers(config: Config, folder: Path, device: torch.device) -> dict
     return controllers
 
 
+def load_discriminator(config: Config, folder: Path, device: torch.device) -> Discriminator:
+    """The frozen discriminator from a finished `gan` folder."""
+    discriminator = Discriminator.from_config(config)
+    load_module(discriminator, folder / "discriminator.safetensors")
+    freeze(discriminator.to(device))
+    return discriminator
+
+
+def load_encoder(config: Config, folder: Path, device: torch.device) -> Encoder | None:
+    """The frozen averaged encoder from a finished `gan` folder, where the configuration has one."""
+    if not config.gan.reconstruction_weight:
+        return None
+    encoder = Encoder.from_config(config)
+    load_module(encoder, folder / "encoder.safetensors")
+    freeze(encoder.to(device))
+    return encoder
+
+
 def load_style_space(folder: Path) -> StyleSpace:
-    """The whitened style space from a finished `latents` folder."""
-    return from_tensors(load_file(folder / "style_space.safetensors"))
+    """The whitened style space from a finished `latents` folder.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+    path = folder / "style_space.safetensors"
+    try:
+        return from_tensors(load_file(path))
+    except (SafetensorError, OSError, KeyError) as error:
+        raise CheckpointError(f"{path}: not a readable style space ({error})") from error
+
+
+def load_projector(config: Config, folders: Mapping[str, Path], device: torch.device) -> Projector:
+    """Everything that projects an image, from finished `auxiliary`, `gan`, `controllers` and `latents` folders."""
+    auxiliaries = load_auxiliaries(config, folders["auxiliary"], device)
+    return Projector(
+        config,
+        load_generator(config, folders["gan"], device),
+        load_controllers(config, folders["controllers"], device),
+        load_style_space(folders["latents"]),
+        perceptual_features(config.projection, auxiliaries[config.attributes[0].name], device),
+        auxiliaries=auxiliaries,
+        discriminator=load_discriminator(config, folders["gan"], device),
+        encoder=load_encoder(config, folders["gan"], device),
+    )

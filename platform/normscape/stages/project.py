@@ -22,19 +22,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from normscape.config import Config
 from normscape.datasets.blots import draw_blots
 from normscape.datasets.samples import SampleSet, to_uint8, to_unit_range
-from normscape.errors import CheckpointError
 from normscape.inversion.projector import Projection, Projector
-from normscape.inversion.style_space import StyleSpace
-from normscape.losses.reconstruction import perceptual_features
 from normscape.stages.core import StageContext
 from normscape.stages.files import discard, write_json
-from normscape.stages.models import load_auxiliaries, load_controllers, load_generator, load_style_space
+from normscape.stages.models import load_projector
 from normscape.stages.prepare import open_samples
 from normscape.training.controllers import with_value
 from normscape.training.seeding import seeded
@@ -48,14 +44,7 @@ def run(context: StageContext) -> dict[str, float]:
     """Project what is missing, then join the shards."""
     config, device = context.config, context.device
     train, test = open_samples(context)
-    auxiliaries = load_auxiliaries(config, context.inputs["auxiliary"], device)
-    projector = Projector(
-        config,
-        load_generator(config, context.inputs["gan"], device),
-        load_controllers(config, context.inputs["controllers"], device),
-        _style_space(context.inputs["latents"]),
-        perceptual_features(config.projection, auxiliaries[config.attributes[0].name], device),
-    )
+    projector = load_projector(config, context.inputs, device)
     shards = context.folder / "shards"
     if not (context.folder / TABLE_NAME).exists():  # else cut off after joining: the shards may be gone
         _project_missing(context, projector, {"train": train, "test": test}, shards)
@@ -63,13 +52,6 @@ def run(context: StageContext) -> dict[str, float]:
     _rotate(config, projector, table, context.folder)
     discard(shards)
     return _summary(table)
-
-
-def _style_space(folder: Path) -> StyleSpace:
-    try:
-        return load_style_space(folder)
-    except (SafetensorError, OSError, KeyError) as error:
-        raise CheckpointError(f"{folder / 'style_space.safetensors'}: not a readable style space ({error})") from error
 
 
 def _project_missing(context: StageContext, projector: Projector, splits: Mapping[str, SampleSet], shards: Path) -> None:

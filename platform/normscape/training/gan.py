@@ -1,13 +1,19 @@
 """Training of the factorised StyleGAN2 (thesis II.A.1, III.A.3b; optimiser settings of GAN-Control).
 
 One step: D on real and generated images; R1 every `r1_interval` steps; G against D with the contrastive loss
-on the paired batch; the path length penalty every `path_length_interval` steps; the averaged generator.
+on the paired batch and, beyond the thesis, with the reconstruction of real images through the encoder; the path length
+penalty every `path_length_interval` steps; the averaged networks. The first `warmup_steps` steps only reconstruct.
+
+Several workers share the rows of one global batch. Every random number is drawn for the global batch, losses are each
+worker's share of the global mean, and gradients are summed after each phase, so that any number of workers takes the
+same step.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import itertools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -16,11 +22,13 @@ from torch import Tensor
 from normscape.config import Config
 from normscape.datasets.samples import SampleSet
 from normscape.losses.adversarial import discriminator_loss, generator_loss, path_lengths, r1_penalty
-from normscape.losses.contrastive import contrastive_loss, pair_latents
+from normscape.losses.contrastive import ContrastiveTerm, contrastive_loss, pair_latents
 from normscape.networks.auxiliary import AuxiliaryNetwork, freeze
 from normscape.networks.discriminator import Discriminator
-from normscape.networks.generator import Generator, draw_latents
+from normscape.networks.encoder import Encoder
+from normscape.networks.generator import Generator, NoiseSource, draw_latents
 from normscape.training.checkpoint import TrainingState
+from normscape.training.communicator import Communicator, share
 from normscape.training.observer import GanObserver
 from normscape.training.recorder import Recorder
 from normscape.training.seeding import seeded
@@ -39,26 +47,45 @@ class GanTrainer:
         config: the experiment.
         auxiliaries: attribute name to frozen auxiliary network.
         device: where to train.
+        communicator: the workers that share the batch.
+
+    Raises:
+        ValueError: the batch cannot be shared out evenly among the workers.
     """
 
-    def __init__(self, config: Config, auxiliaries: Mapping[str, AuxiliaryNetwork], device: torch.device) -> None:
+    contrastive_loss = staticmethod(contrastive_loss)
+
+    def __init__(
+        self,
+        config: Config,
+        auxiliaries: Mapping[str, AuxiliaryNetwork],
+        device: torch.device,
+        communicator: Communicator | None = None,
+    ) -> None:
         self.config, self.device = config, device
         self.auxiliaries = auxiliaries
+        self.communicator = communicator or Communicator()
         settings = config.gan
+        self.rows = share(settings.batch_size, config.discriminator.deviation_group, self.communicator)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seeded(config.seed, "gan", "weights").initial_seed())
             self.generator = Generator.from_config(config).to(device)
             self.discriminator = Discriminator.from_config(config).to(device)
-        self.averaged = copy.deepcopy(self.generator)
-        freeze(self.averaged)
+            self.encoder = Encoder.from_config(config).to(device) if settings.reconstruction_weight > 0 else None
+        for network in filter(None, (self.generator, self.discriminator, self.encoder)):
+            self.communicator.broadcast(network.state_dict().values())
+        self.averaged, self.averaged_encoder = copy.deepcopy(self.generator), copy.deepcopy(self.encoder)
+        for network in filter(None, (self.averaged, self.averaged_encoder)):
+            freeze(network)
+        lazy_g, lazy_d = settings.path_length_weight > 0, settings.r1_gamma > 0
         self.optimizer_g = lazy_adam(
-            list(self.generator.parameters()),
-            settings.learning_rate,
-            settings.path_length_interval,
-            lazy=settings.path_length_weight > 0,
+            list(self.generator.parameters()), settings.learning_rate, settings.path_length_interval, lazy=lazy_g
         )
         self.optimizer_d = lazy_adam(
-            list(self.discriminator.parameters()), settings.learning_rate, settings.r1_interval, lazy=settings.r1_gamma > 0
+            list(self.discriminator.parameters()), settings.learning_rate, settings.r1_interval, lazy=lazy_d
+        )
+        self.optimizer_e = (
+            None if self.encoder is None else lazy_adam(list(self.encoder.parameters()), settings.learning_rate, 1, lazy=False)
         )
         self.mean_path_length = torch.zeros((), device=device)
         self.ema_decay = 0.5 ** (settings.batch_size / settings.ema_half_life_images)
@@ -66,98 +93,184 @@ class GanTrainer:
 
     def state(self, digest: str) -> TrainingState:
         """What a checkpoint holds."""
+        modules = {
+            "generator": self.generator,
+            "discriminator": self.discriminator,
+            "averaged": self.averaged,
+            "encoder": self.encoder,
+            "averaged_encoder": self.averaged_encoder,
+        }
+        optimizers = {"generator": self.optimizer_g, "discriminator": self.optimizer_d, "encoder": self.optimizer_e}
         return TrainingState(
             digest,
-            {"generator": self.generator, "discriminator": self.discriminator, "averaged": self.averaged},
-            {"generator": self.optimizer_g, "discriminator": self.optimizer_d},
+            {name: module for name, module in modules.items() if module is not None},
+            {name: optimizer for name, optimizer in optimizers.items() if optimizer is not None},
             {"mean_path_length": self.mean_path_length},
         )
 
     def _random(self, step: int, phase: str) -> torch.Generator:
         return seeded(self.config.seed, "gan", phase, step)
 
-    def _generate(self, count: int, random: torch.Generator, *, paired: bool) -> Tensor:
-        z = draw_latents(count, self.generator, random)
+    def _latents(self, random: torch.Generator, *, paired: bool) -> Tensor:
+        """This worker's rows of a global batch of latents."""
+        z = draw_latents(self.config.gan.batch_size, self.generator, random)
         if paired:
             z = pair_latents(z, self.attribute_widths)
-        return self.generator(z, self._noise(random))
+        return z[self.rows]
 
-    def _noise(self, random: torch.Generator) -> torch.Generator | None:
-        """The noise source on the training device, seeded from `random`."""
+    def _noise(self, random: torch.Generator, total: int, rows: Tensor) -> NoiseSource | None:
+        """The noise inputs of some rows of a global batch, on the training device, seeded from `random`."""
         if not self.config.generator.noise:
             return None
-        if self.device.type == "cpu":
-            return random
-        return torch.Generator(self.device).manual_seed(int(torch.randint(2**62, (), generator=random)))
+        if self.device.type != "cpu":
+            random = torch.Generator(self.device).manual_seed(int(torch.randint(2**62, (), generator=random)))
+        return NoiseSource(random) if self.communicator.size == 1 else NoiseSource(random, total, rows.to(self.device))
+
+    def _mean(self, share_of_mean: Tensor) -> Tensor:
+        """This worker's part of a mean over the global batch, from the mean over its own rows."""
+        return share_of_mean / self.communicator.size
 
     def discriminator_phase(self, real: Tensor, step: int) -> dict[str, Tensor]:
-        """Update D on real images `(B, C, *S)` and as many generated ones."""
+        """Update D on this worker's real images `(b, C, *S)` and as many generated ones."""
+        random = self._random(step, "d")
         with torch.no_grad():
-            fake = self._generate(len(real), self._random(step, "d"), paired=False)
-        loss = discriminator_loss(self.discriminator(real), self.discriminator(fake))
-        self._update(self.optimizer_d, loss)
+            z = self._latents(random, paired=False)
+            fake = self.generator(z, self._noise(random, self.config.gan.batch_size, self.rows))
+        loss = self._mean(discriminator_loss(self.discriminator(real), self.discriminator(fake)))
+        self._update(loss, self.optimizer_d)
         return {"loss_d": loss.detach()}
 
     def r1_phase(self, real: Tensor) -> dict[str, Tensor]:
-        """Update D on the R1 penalty at real images."""
+        """Update D on the R1 penalty at this worker's real images."""
         real = real.detach().requires_grad_()
-        penalty = r1_penalty(self.discriminator(real), real)
-        self._update(self.optimizer_d, penalty * (self.config.gan.r1_gamma / 2 * self.config.gan.r1_interval))
+        penalty = self._mean(r1_penalty(self.discriminator(real), real))
+        self._update(penalty * (self.config.gan.r1_gamma / 2 * self.config.gan.r1_interval), self.optimizer_d)
         return {"r1": penalty.detach()}
 
-    def generator_phase(self, batch_size: int, step: int) -> dict[str, Tensor]:
-        """Update G against D and on the factorised contrastive loss of a paired batch."""
-        self.discriminator.requires_grad_(False)
-        fake = self._generate(batch_size, self._random(step, "g"), paired=True)
-        adversarial = generator_loss(self.discriminator(fake))
-        outputs = {name: network(fake) for name, network in self.auxiliaries.items()}
-        contrastive, terms = contrastive_loss(outputs, self.config.attributes)
-        self._update(self.optimizer_g, adversarial + contrastive)
-        self.discriminator.requires_grad_(True)
-        measured = {"loss_g": adversarial.detach(), "contrastive": contrastive.detach()}
-        for name, term in terms.items():
-            measured |= {f"distance_same/{name}": term.distance_same, f"distance_different/{name}": term.distance_different}
-        return measured
+    def generator_phase(
+        self, step: int, real: Tensor | None = None, values: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Update G against D and on the factorised contrastive loss of a paired batch, and G and E on real images.
 
-    def path_length_phase(self, batch_size: int, step: int) -> dict[str, Tensor]:
-        """Update G on the path length penalty."""
-        settings = self.config.gan
-        random = self._random(step, "path")
-        z = draw_latents(batch_size // settings.path_length_batch_shrink, self.generator, random)
-        styles = self.generator.mapping(z)
-        lengths = path_lengths(self.generator.synthesize(styles, self._noise(random)), styles, random)
-        self.mean_path_length.lerp_(lengths.detach().mean(), settings.path_length_decay)
-        penalty = (lengths - self.mean_path_length).square().mean()
-        self._update(self.optimizer_g, penalty * (settings.path_length_weight * settings.path_length_interval))
-        return {"path_length": lengths.detach().mean()}
-
-    def step(self, real: Tensor, step: int) -> dict[str, Tensor]:
-        """All phases of one training step on real images `(B, C, *S)` in [-1, 1].
-
-        Returns:
-            Losses and distances, as tensors on the device.
+        Args:
+            step: counted from 0.
+            real: this worker's real images `(b, C, *S)`; only needed with an encoder.
+            values: their known values, attribute name to `(b, D)`.
         """
         settings = self.config.gan
-        measured = self.discriminator_phase(real, step)
-        if settings.r1_gamma > 0 and step % settings.r1_interval == 0:
-            measured |= self.r1_phase(real)
-        measured |= self.generator_phase(len(real), step)
-        if settings.path_length_weight > 0 and step % settings.path_length_interval == 0:
-            measured |= self.path_length_phase(len(real), step)
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.averaged.parameters()), list(self.generator.parameters()), 1 - self.ema_decay)
+        adversarial, rebuild = step >= settings.warmup_steps, self.encoder is not None
+        random = self._random(step, "g")
+        z = [self._latents(random, paired=True)] if adversarial else []
+        if self.encoder is not None:
+            assert real is not None, "reconstruction needs real images"
+            assert values is not None, "reconstruction needs the images' known values"
+            z.append(self.encoder(real, values))
+        parts, batch = len(z), settings.batch_size
+        rows = torch.cat([self.rows + i * batch for i in range(parts)])
+        images = self.generator(torch.cat(z), self._noise(random, parts * batch, rows)).chunk(parts)
+        losses: list[Tensor] = []
+        measured: dict[str, Tensor] = {}
+        if rebuild:
+            assert real is not None
+            residual = self._mean((images[-1] - real).abs().mean())
+            losses.append(settings.reconstruction_weight * residual)
+            measured["reconstruction_l1"] = residual.detach()
+        if adversarial:
+            self.discriminator.requires_grad_(False)
+            fooled = self._mean(generator_loss(self.discriminator(images[0])))
+            contrastive, terms = self._contrastive(images[0])
+            losses += [fooled, contrastive]
+            measured |= {"loss_g": fooled.detach(), "contrastive": self._mean(contrastive.detach())}
+            for name, term in terms.items():
+                measured[f"distance_same/{name}"] = self._mean(term.distance_same)
+                measured[f"distance_different/{name}"] = self._mean(term.distance_different)
+        self._update(torch.stack(losses).sum(), *filter(None, (self.optimizer_g, self.optimizer_e)))
+        self.discriminator.requires_grad_(True)
         return measured
 
-    @staticmethod
-    def _update(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-        optimizer.zero_grad(set_to_none=True)
+    def _contrastive(self, fake: Tensor) -> tuple[Tensor, dict[str, ContrastiveTerm]]:
+        """The loss of the whole global batch; its gradient reaches this worker's rows only."""
+        outputs = {name: network(fake) for name, network in self.auxiliaries.items()}
+        if self.communicator.size > 1:
+            batch, group = self.config.gan.batch_size, self.config.discriminator.deviation_group
+            owners = itertools.starmap(_Place, ((rank, self.communicator.size) for rank in range(self.communicator.size)))
+            order = torch.cat([share(batch, group, owner) for owner in owners]).argsort().to(self.device)
+            outputs = {name: self.communicator.gather(output)[order] for name, output in outputs.items()}
+        return self.contrastive_loss(outputs, self.config.attributes)
+
+    def path_length_phase(self, step: int) -> dict[str, Tensor]:
+        """Update G on the path length penalty."""
+        settings, communicator = self.config.gan, self.communicator
+        random = self._random(step, "path")
+        count = settings.batch_size // settings.path_length_batch_shrink
+        rows = share(count, 1, communicator)
+        styles = self.generator.mapping(draw_latents(count, self.generator, random)[rows])
+        images = self.generator.synthesize(styles, self._noise(random, count, rows))
+        probe = torch.randn(count, *images.shape[1:], generator=random)[rows].to(self.device)
+        lengths = path_lengths(images, styles, probe)
+        mean = self._mean(lengths.detach().mean())
+        if communicator.size > 1:
+            communicator.sum([mean])
+        self.mean_path_length.lerp_(mean, settings.path_length_decay)
+        penalty = self._mean((lengths - self.mean_path_length).square().mean())
+        self._update(penalty * (settings.path_length_weight * settings.path_length_interval), self.optimizer_g)
+        return {"path_length": self._mean(mean)}
+
+    def step(self, real: Tensor, step: int, values: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """All phases of one training step.
+
+        Args:
+            real: this worker's real images `(b, C, *S)` in [-1, 1].
+            step: counted from 0.
+            values: their known values, attribute name to `(b, D)`; only needed with an encoder.
+
+        Returns:
+            Losses and distances as tensors on the device; summed over the workers they are those of the global batch.
+        """
+        settings = self.config.gan
+        measured: dict[str, Tensor] = {}
+        adversarial = step >= settings.warmup_steps
+        if adversarial:
+            measured |= self.discriminator_phase(real, step)
+            if settings.r1_gamma > 0 and step % settings.r1_interval == 0:
+                measured |= self.r1_phase(real)
+        measured |= self.generator_phase(step, real, values)
+        if adversarial and settings.path_length_weight > 0 and step % settings.path_length_interval == 0:
+            measured |= self.path_length_phase(step)
+        with torch.no_grad():
+            for averaged, network in ((self.averaged, self.generator), (self.averaged_encoder, self.encoder)):
+                if averaged is not None and network is not None:
+                    torch._foreach_lerp_(list(averaged.parameters()), list(network.parameters()), 1 - self.ema_decay)
+        return measured
+
+    def _update(self, loss: Tensor, *optimizers: torch.optim.Optimizer) -> None:
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        optimizer.step()
+        if self.communicator.size > 1:
+            parameters = itertools.chain.from_iterable(group["params"] for o in optimizers for group in o.param_groups)
+            self.communicator.sum([p.grad for p in parameters if p.grad is not None])
+        for optimizer in optimizers:
+            optimizer.step()
 
 
-def draw_real(samples: SampleSet, batch_size: int, seed: int, step: int) -> Tensor:
-    """A random batch of real images `(B, C, *S)` in [-1, 1] for a step."""
-    return samples.batch(torch.randint(len(samples), (batch_size,), generator=seeded(seed, "gan", "real", step)))
+def draw_real(samples: SampleSet, config: Config, step: int, rows: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    """Some rows of the random batch of real images for a step, and their known values.
+
+    Args:
+        samples: training images.
+        config: batch size, seed and attributes.
+        step: counted from 0.
+        rows: rows of the global batch; all when empty.
+
+    Returns:
+        Images `(b, C, *S)` in [-1, 1], and value attributes to `(b, D)` in their units.
+    """
+    index = torch.randint(len(samples), (config.gan.batch_size,), generator=seeded(config.seed, "gan", "real", step))
+    if rows is not None:
+        index = index[rows]
+    values = {a.name: samples.values[a.column][index] for a in config.value_attributes if a.column in samples.values}
+    return samples.batch(index), values
 
 
 def train_gan(
@@ -169,6 +282,8 @@ def train_gan(
     digest: str,
     device: torch.device,
     recorder: Recorder,
+    communicator: Communicator | None = None,
+    saved: Callable[[int], None] = lambda step: None,
 ) -> GanTrainer:
     """Train from the newest checkpoint of the folder, or from the start.
 
@@ -176,32 +291,51 @@ def train_gan(
         config: the experiment.
         samples: training images.
         auxiliaries: attribute name to frozen auxiliary network.
-        folder: holds checkpoints and sample grids.
+        folder: holds checkpoints and sample grids; shared by all workers.
         digest: identifies the configuration in the checkpoints.
         device: where to train.
-        recorder: receives losses, distances and progress.
+        recorder: receives losses, distances and progress from rank 0.
+        communicator: the workers that share the batch.
+        saved: called by every worker when a checkpoint is complete, with its step.
 
     Returns:
         The trainer at its last step.
     """
     settings = config.gan
-    trainer = GanTrainer(config, auxiliaries, device)
+    communicator = communicator or Communicator()
+    first = communicator.rank == 0
+    trainer = GanTrainer(config, auxiliaries, device, communicator)
     state = trainer.state(digest)
     start = state.load_latest(folder)
-    recorder.rewind(start)
     observer = GanObserver(config, samples, auxiliaries, folder=folder, device=device)
-    if start == 0:
-        observer.save_grid(trainer.averaged, 0)
+    if first:
+        recorder.rewind(start)
+        if start == 0:
+            observer.save_grid(trainer.averaged, 0)
     for step in range(start, settings.steps):
-        measured = trainer.step(draw_real(samples, settings.batch_size, config.seed, step).to(device), step)
+        real, values = draw_real(samples, config, step, trainer.rows)
+        measured = trainer.step(real.to(device), step, {name: value.to(device) for name, value in values.items()})
         done = step + 1
-        recorder.progress(done, settings.steps)
-        if done % settings.log_interval == 0 or done == settings.steps:
-            values = torch.stack(list(measured.values())).tolist()
-            recorder.metrics(dict(zip(measured, values, strict=True)), done)
-        if done % settings.sample_interval == 0 or done == settings.steps:
-            observer.save_grid(trainer.averaged, done)
-            recorder.metrics(observer.distances(trainer.averaged), done)
-        if done % settings.checkpoint_interval == 0 or done == settings.steps:
-            state.save(folder, done)
+        last = done == settings.steps
+        if done % settings.log_interval == 0 or last:
+            shares = torch.stack(list(measured.values()))
+            communicator.sum([shares])
+            if first:
+                recorder.metrics(dict(zip(measured, shares.tolist(), strict=True)), done)
+        if first:
+            recorder.progress(done, settings.steps)
+            if done % settings.sample_interval == 0 or last:
+                observer.save_grid(trainer.averaged, done)
+                recorder.metrics(observer.distances(trainer.averaged), done)
+        if done % settings.checkpoint_interval == 0 or last:
+            if first:
+                state.save(folder, done)
+            saved(done)
     return trainer
+
+
+class _Place(Communicator):
+    """Another worker's place, to tell which rows are its share."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank, self.size = rank, size
