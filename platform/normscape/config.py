@@ -200,6 +200,8 @@ class GanConfig(Section):
     """Weight of the L1 residual of real images rebuilt through the encoder; 0, as in the thesis, leaves the encoder out."""
     warmup_steps: NonNegativeInt = 0
     """First steps that only reconstruct, without discriminator and contrastive loss; needs a `reconstruction_weight`."""
+    warmup_learning_rate: PositiveFloat | None = None
+    """Learning rate of generator and encoder in the warm-up; `learning_rate` when empty."""
     ema_half_life_images: PositiveInt = 10_000
     """Half-life, in images, of the averaged generator."""
     checkpoint_interval: PositiveInt = 1000

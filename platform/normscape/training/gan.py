@@ -37,7 +37,8 @@ from normscape.training.seeding import seeded
 def lazy_adam(parameters: list[Tensor], learning_rate: float, interval: int, *, lazy: bool) -> torch.optim.Adam:
     """Adam(0, 0.99) with the correction for a regulariser applied every `interval` steps (Karras et al. 2020, appendix B)."""
     c = interval / (interval + 1) if lazy else 1.0
-    return torch.optim.Adam(parameters, lr=learning_rate * c, betas=(0.0, 0.99**c), eps=1e-8, fused=True)
+    group = {"params": parameters, "lazy_factor": c}
+    return torch.optim.Adam([group], lr=learning_rate * c, betas=(0.0, 0.99**c), eps=1e-8, fused=True)
 
 
 class GanTrainer:
@@ -230,6 +231,8 @@ class GanTrainer:
         settings = self.config.gan
         measured: dict[str, Tensor] = {}
         adversarial = step >= settings.warmup_steps
+        if settings.warmup_steps:
+            self._set_learning_rate(adversarial)
         if adversarial:
             measured |= self.discriminator_phase(real, step)
             if settings.r1_gamma > 0 and step % settings.r1_interval == 0:
@@ -242,6 +245,14 @@ class GanTrainer:
                 if averaged is not None and network is not None:
                     torch._foreach_lerp_(list(averaged.parameters()), list(network.parameters()), 1 - self.ema_decay)
         return measured
+
+    def _set_learning_rate(self, adversarial: bool) -> None:
+        """Generator and encoder learn at the warm-up's rate until the discriminator joins in."""
+        settings = self.config.gan
+        rate = settings.learning_rate if adversarial else settings.warmup_learning_rate or settings.learning_rate
+        for optimizer in filter(None, (self.optimizer_g, self.optimizer_e)):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group["lazy_factor"]
 
     def _update(self, loss: Tensor, *optimizers: torch.optim.Optimizer) -> None:
         for optimizer in optimizers:
