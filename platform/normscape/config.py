@@ -223,6 +223,9 @@ class GanConfig(Section):
 class ControllerConfig(Section):
     """Controllers: attribute value -> style (thesis II.A.2)."""
 
+    source: Literal["generated", "encoder"] = "generated"
+    """Pairs to learn from: styles of generated images with the values that the auxiliary network reads from them (the thesis);
+    or random values with the styles that the encoder, which has seen true values, gives them."""
     samples: PositiveInt = 32_000
     """N_s: generated images with predicted attributes."""
     epochs: PositiveInt = 100
@@ -405,6 +408,8 @@ class Config(Section):
             )
         if self.projection.start == "encoder" and not self.gan.reconstruction_weight:
             problems.append(("projection.start", "encoder needs gan.reconstruction_weight above 0, or there is no encoder"))
+        if self.controllers.source == "encoder" and not self.gan.reconstruction_weight:
+            problems.append(("controllers.source", "encoder needs gan.reconstruction_weight above 0, or there is no encoder"))
         names = [a.name for a in self.attributes]
         if len(set(names)) != len(names) or "other" in names:
             problems.append(("attributes", f"names must be unique and not `other`, found {', '.join(names)}"))

@@ -13,6 +13,8 @@ from normscape.inversion.projector import Projector, learning_rate
 from normscape.inversion.style_space import WhitenedSubspace
 from normscape.networks.auxiliary import AuxiliaryNetwork, freeze
 from normscape.networks.controller import Controller
+from normscape.networks.discriminator import Discriminator
+from normscape.networks.encoder import Encoder
 from normscape.networks.generator import Generator
 
 
@@ -25,8 +27,20 @@ def make(config: Config) -> Projector:
     freeze(controller)
     styles = generator.mapping(torch.randn(512, generator.latent_dim))
     space = {name: WhitenedSubspace.fit(styles[:, generator.subspace_slice(name)]) for name in generator.subspaces}
-    identity = AuxiliaryNetwork.from_config(config.attributes[0], config).fold()
-    return Projector(config, generator, {"angle": controller}, space, identity.features)
+    auxiliaries = {a.name: AuxiliaryNetwork.from_config(a, config).fold() for a in config.attributes}
+    discriminator, encoder = Discriminator.from_config(config), Encoder.from_config(config)
+    for network in (discriminator, encoder):
+        freeze(network)
+    return Projector(
+        config,
+        generator,
+        {"angle": controller},
+        space,
+        auxiliaries["identity"].features,
+        auxiliaries=auxiliaries,
+        discriminator=discriminator,
+        encoder=encoder,
+    )
 
 
 def own_images(projector: Projector, count: int) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
@@ -65,6 +79,38 @@ def test_an_image_of_the_generator_is_rebuilt(toy_config: Callable[..., Config])
     assert result.residuals["residual_l1"].mean() < 0.4 * (start - images).abs().mean()
     assert set(result.coordinates) == {"identity", "other"}
     assert result.lengths()["identity"].shape == (4, 2)
+
+
+def test_the_encoder_gives_the_start(toy_config: Callable[..., Config]) -> None:
+    """Before the first step the free coordinates are the encoder's answer, whitened, at every resolution."""
+    config = toy_config(gan={"reconstruction_weight": 1.0}, projection={"start": "encoder"})
+    projector = make(config)
+    images, values, _ = own_images(projector, 3)
+    start = projector.start(images, values)
+    w = projector.generator.mapping(projector.encoder(images, values))
+    for name in projector.free:
+        assert torch.equal(start[name][:, 0], start[name][:, 1])
+        restored = projector.space[name].restore(start[name][:, 0])
+        torch.testing.assert_close(restored, w[:, projector.generator.subspace_slice(name)], atol=1e-3, rtol=1e-3)
+    assert all((u == 0).all() for u in make(toy_config()).start(images, values).values())
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_residuals_find_a_foreign_patch(dims: int, toy_config: Callable[..., Config]) -> None:
+    """All are zero for a perfect reconstruction but what the angle network reads; a patch raises all, and peaks are local."""
+    projector = make(toy_config(dims=dims))
+    images, values, _ = own_images(projector, 2)
+    target = projector.features(images)
+    perfect = projector.residuals(images, images.clone(), target, values)
+    known = {name: value for name, value in perfect.items() if name != "residual_condition_angle"}
+    assert max(value.max().item() for value in known.values()) < 1e-5
+    rebuilt = images.clone()
+    rebuilt[(0, slice(None), *[slice(1, 4)] * dims)] += 1.0  # in the first image a patch is missed
+    rebuilt[1] += 0.01
+    found = projector.residuals(images, rebuilt, target, values)
+    for name in known:
+        assert found[name][0] > found[name][1] > 0, name
+    assert found["residual_peak8"][1].item() == pytest.approx(1.0, abs=0.01)
 
 
 def test_known_conditions_are_encoded_and_not_optimised(toy_config: Callable[..., Config]) -> None:

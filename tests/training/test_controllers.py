@@ -10,8 +10,16 @@ import torch
 from normscape.config import Config
 from normscape.networks.auxiliary import AuxiliaryNetwork
 from normscape.networks.controller import Controller
+from normscape.networks.encoder import Encoder
 from normscape.networks.generator import Generator
-from normscape.training.controllers import generated_values, measure_control, train_controller, value_sweep, with_value
+from normscape.training.controllers import (
+    encoded_values,
+    generated_values,
+    measure_control,
+    train_controller,
+    value_sweep,
+    with_value,
+)
 from normscape.training.recorder import SilentRecorder
 
 CPU = torch.device("cpu")
@@ -42,6 +50,18 @@ def test_a_resumed_controller_equals_an_uninterrupted_one(toy_config: Callable[.
     newest.rmdir()
     again = train_controller(config.attributes[1], config, styles, values, **arguments)
     assert all(torch.equal(a, b) for a, b in zip(straight.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+def test_the_encoders_pairs_are_styles_of_random_values(toy_config: Callable[..., Config]) -> None:
+    """Values cover the range, and each style is that of its value alone, whatever the image."""
+    config = toy_config()
+    torch.manual_seed(0)
+    generator, encoder = Generator.from_config(config), Encoder.from_config(config)
+    styles, values = encoded_values(generator, encoder, config.attributes[1], count=200, seed=0)
+    assert styles.shape == (200, 6)
+    assert 0 <= values.min() < 5 < 85 < values.max() <= 90
+    w = generator.mapping(encoder(torch.rand(200, 3, 8, 8), {"angle": values}))
+    torch.testing.assert_close(styles, w[:, generator.subspace_slice("angle")])
 
 
 def test_only_the_own_sub_space_changes(toy_config: Callable[..., Config]) -> None:

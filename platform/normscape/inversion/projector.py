@@ -11,7 +11,7 @@ from torch import Tensor
 
 from normscape.config import Config
 from normscape.inversion.style_space import StyleSpace
-from normscape.losses.reconstruction import Features, feature_residuals, per_sample_mean, pixel_residual
+from normscape.losses.reconstruction import Features, feature_distances, feature_residuals, per_sample_mean, pixel_residual
 from normscape.networks.auxiliary import AuxiliaryNetwork, denormalize_value, output_distance
 from normscape.networks.controller import Controller
 from normscape.networks.discriminator import Discriminator
@@ -158,7 +158,9 @@ class Projector:
           neighbourhood of an eighth of the side.
         - `patch8`, `patch4`: the worst neighbourhood of an eighth and a quarter of the side, where differences of opposite sign
           cancel: a shifted edge leaves little, a foreign patch all of it.
-        - `feature<i>`: of the perceptual features; `discriminator<i>`: of the discriminator's, from fine to coarse.
+        - `peak8`: `patch8` against the mean over all neighbourhoods: how local the difference is, whatever its size.
+        - `feature<i>`: of the perceptual features; `discriminator<i>`: of the discriminator's, from fine to coarse: the mean over
+          the places, and at the worst place (`..._worst`).
         - `output_<attribute>`: distance of the auxiliary outputs, in [0, 1].
         - `condition_<attribute>`: what the auxiliary network reads from the image against the known value, in units of the range.
 
@@ -169,6 +171,7 @@ class Projector:
             values: value attribute to known conditions `(B, D)`.
         """
         signed = images - rebuilt
+        patch8 = _neighbourhoods(signed, max(2, images.shape[-1] // 8))
         difference = signed.abs().mean(1)
         places = difference.flatten(1)
         side = images.shape[-1]
@@ -176,14 +179,19 @@ class Projector:
             "l1": per_sample_mean(difference),
             "l2": per_sample_mean(signed.square()),
             "top1": places.topk(max(1, places.shape[1] // 100), dim=1).values.mean(1),
-            "local": _worst(difference[:, None], max(2, side // 8)),
-            "patch8": _worst(signed, max(2, side // 8)),
-            "patch4": _worst(signed, max(2, side // 4)),
+            "local": _neighbourhoods(difference[:, None], max(2, side // 8)).amax(1),
+            "patch8": patch8.amax(1),
+            "patch4": _neighbourhoods(signed, max(2, side // 4)).amax(1),
+            "peak8": patch8.amax(1) / (patch8.mean(1) + 1e-6),
         }
-        result |= {f"feature{i}": value for i, value in enumerate(feature_residuals(self.features(rebuilt), target))}
+        distances = {"feature": feature_distances(self.features(rebuilt), target)}
         if self.discriminator is not None:
-            maps = feature_residuals(self.discriminator.features(rebuilt), self.discriminator.features(images))
-            result |= {f"discriminator{i}": value for i, value in enumerate(maps)}
+            distances["discriminator"] = feature_distances(
+                self.discriminator.features(rebuilt), self.discriminator.features(images)
+            )
+        for kind, layers in distances.items():
+            for i, layer in enumerate(layers):
+                result |= {f"{kind}{i}": layer.mean(1), f"{kind}{i}_worst": layer.amax(1)}
         for name, network in self.auxiliaries.items():
             read = network(images)
             result[f"output_{name}"] = output_distance(network.attribute, read, network(rebuilt))
@@ -194,7 +202,7 @@ class Projector:
         return {f"residual_{name}": value for name, value in result.items()}
 
 
-def _worst(difference: Tensor, side: int) -> Tensor:
-    """Largest absolute local mean of `(B, C, *S)`, averaged over the channels, `(B,)`."""
+def _neighbourhoods(difference: Tensor, side: int) -> Tensor:
+    """Absolute mean of `(B, C, *S)` over every neighbourhood of this side, averaged over the channels, `(B, places)`."""
     pool = torch.nn.functional.avg_pool2d if difference.ndim == 4 else torch.nn.functional.avg_pool3d
-    return pool(difference, kernel_size=side, stride=1).abs().mean(1).flatten(1).amax(1)
+    return pool(difference, kernel_size=side, stride=1).abs().mean(1).flatten(1)

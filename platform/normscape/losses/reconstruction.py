@@ -28,13 +28,18 @@ def pixel_residual(a: Tensor, b: Tensor, kind: str) -> Tensor:
     return per_sample_mean(difference.abs() if kind == "l1" else difference.square())
 
 
-def feature_residuals(a: list[Tensor], b: list[Tensor]) -> list[Tensor]:
-    """Perceptual distance of two lists of feature maps, one value a layer and sample.
+def feature_distances(a: list[Tensor], b: list[Tensor]) -> list[Tensor]:
+    """Perceptual distance of two lists of feature maps at every place, `(B, places)` a layer.
 
     Features are normalised along the channels, as in LPIPS (Zhang et al. 2018) without its learnt weights:
-    the squared distance of unit vectors, averaged over the places.
+    the squared distance of unit vectors, in [0, 4].
     """
-    return [(F.normalize(x, dim=1) - F.normalize(y, dim=1)).square().sum(1).flatten(1).mean(1) for x, y in zip(a, b, strict=True)]
+    return [(F.normalize(x, dim=1) - F.normalize(y, dim=1)).square().sum(1).flatten(1) for x, y in zip(a, b, strict=True)]
+
+
+def feature_residuals(a: list[Tensor], b: list[Tensor]) -> list[Tensor]:
+    """Perceptual distance of two lists of feature maps, averaged over the places: one value a layer and sample."""
+    return [distance.mean(1) for distance in feature_distances(a, b)]
 
 
 class Efficientnet(nn.Module):

@@ -9,6 +9,8 @@ Writes:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,11 +18,13 @@ import torch
 
 from normscape.config import AttributeConfig
 from normscape.datasets.samples import to_uint8
+from normscape.networks.auxiliary import AuxiliaryNetwork
+from normscape.networks.generator import Generator
 from normscape.stages.core import StageContext
 from normscape.stages.files import write_json
-from normscape.stages.models import load_auxiliaries, load_generator
+from normscape.stages.models import load_auxiliaries, load_encoder, load_generator
 from normscape.training.checkpoint import TrainingState, save_module
-from normscape.training.controllers import generated_values, measure_control, train_controller, value_sweep
+from normscape.training.controllers import encoded_values, generated_values, measure_control, train_controller, value_sweep
 
 SWEEP_IDENTITIES, SWEEP_VALUES = 8, 19
 
@@ -30,10 +34,7 @@ def run(context: StageContext) -> dict[str, float]:
     config, device = context.config, context.device
     auxiliaries = load_auxiliaries(config, context.inputs["auxiliary"], device)
     generator = load_generator(config, context.inputs["gan"], device)
-    networks = {a.name: auxiliaries[a.name] for a in config.value_attributes}
-    styles, values = generated_values(
-        generator, networks, count=config.controllers.samples, seed=config.seed, purpose="controllers"
-    )
+    pairs = _pairs(context, generator, auxiliaries)
     columns: dict[str, list[object]] = {"attribute": [], "asked": [], "read": [], "identity_distance": []}
     metrics: dict[str, float] = {}
     for number, attribute in enumerate(config.value_attributes):
@@ -41,8 +42,7 @@ def run(context: StageContext) -> dict[str, float]:
         controller = train_controller(
             attribute,
             config,
-            styles[:, generator.subspace_slice(attribute.name)],
-            values[attribute.name],
+            *pairs[attribute.name],
             folder=checkpoints,
             digest=context.key,
             device=device,
@@ -77,6 +77,23 @@ def run(context: StageContext) -> dict[str, float]:
         TrainingState.clear(checkpoints)
     pq.write_table(pa.table(columns), context.folder / "controllability.parquet")
     return metrics
+
+
+def _pairs(
+    context: StageContext, generator: Generator, auxiliaries: Mapping[str, AuxiliaryNetwork]
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Styles `(N, d)` and values `(N, D)` that each controller learns from."""
+    config, settings = context.config, context.config.controllers
+    if settings.source == "encoder":
+        encoder = load_encoder(config, context.inputs["gan"], context.device)
+        assert encoder is not None  # checked by the schema
+        return {
+            a.name: encoded_values(generator, encoder, a, count=settings.samples, seed=config.seed)
+            for a in config.value_attributes
+        }
+    networks = {a.name: auxiliaries[a.name] for a in config.value_attributes}
+    styles, values = generated_values(generator, networks, count=settings.samples, seed=config.seed, purpose="controllers")
+    return {name: (styles[:, generator.subspace_slice(name)], values[name]) for name in networks}
 
 
 def sweep_values(attribute: AttributeConfig) -> torch.Tensor:

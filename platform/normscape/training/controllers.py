@@ -12,6 +12,7 @@ from torch import Tensor
 from normscape.config import AttributeConfig, Config
 from normscape.networks.auxiliary import AuxiliaryNetwork, denormalize_value, freeze, output_distance
 from normscape.networks.controller import Controller
+from normscape.networks.encoder import Encoder
 from normscape.networks.generator import Generator, draw_latents
 from normscape.training.checkpoint import TrainingState
 from normscape.training.recorder import Recorder
@@ -43,6 +44,28 @@ def generated_values(
         for name, network in networks.items():
             values[name].append(denormalize_value(network.attribute, network(images)).cpu())
     return torch.cat(styles), {name: torch.cat(parts) for name, parts in values.items()}
+
+
+@torch.no_grad()
+def encoded_values(
+    generator: Generator, encoder: Encoder, attribute: AttributeConfig, *, count: int, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Random values of an attribute, and the styles that the encoder's embedding and the mapping stack give them.
+
+    Args:
+        generator: the averaged generator.
+        encoder: the averaged encoder, trained on images with known values.
+        attribute: of kind value.
+        count: pairs.
+        seed: chooses the values, uniform over the attribute's range.
+
+    Returns:
+        Sub-vectors `(count, d)` and values `(count, D)` in the attribute's unit, on the CPU.
+    """
+    unit = torch.rand(count, attribute.output_dim, generator=seeded(seed, "encoded", attribute.name))
+    values = denormalize_value(attribute, unit)
+    latents = encoder.values[attribute.name](values.to(generator.constant.device))
+    return generator.mapping.stack(attribute.name, latents).cpu(), values
 
 
 def train_controller(
