@@ -7,7 +7,7 @@ CODE   := platform/normscape tests $(wildcard jobs infra)
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench docs-reference clean
+.PHONY: help demo test lint bench services services-stop docs-reference clean
 
 help:            ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,12 @@ test: lint       ## style, types and all tests
 
 bench: $(STAMP)  ## speed and memory, as ratios
 	$(BIN)/python jobs/benchmark.py
+
+services: $(STAMP)       ## Ray and MLflow on this machine: dashboard, jobs, recorded runs
+	$(BIN)/python infra/services.py start
+
+services-stop: $(STAMP)  ## end what `make services` started
+	$(BIN)/python infra/services.py stop
 
 docs-reference: $(STAMP)  ## write the configuration reference, docs/configuration.md
 	$(BIN)/normscape config reference > docs/configuration.md.new

@@ -6,12 +6,10 @@ Exit codes: 0 when all is well, 2 for a mistake that a person can fix, 130 for C
 from __future__ import annotations
 
 import shlex
-import signal
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -19,22 +17,16 @@ from rich.table import Table
 from rich.text import Text
 
 import normscape
-from normscape.config import Config
+from normscape import cli_models, cli_sweep
 from normscape.configio import config_digest, dump_yaml, load_config, reference_markdown
-from normscape.console import ConsoleListener, headlines
+from normscape.console import headlines
 from normscape.errors import UserError
 from normscape.report.words import duration
-from normscape.stages.core import STAGES, RunResult, StageFunction, run_stages
-from normscape.stages.files import update_json
-from normscape.stages.recording import Listeners
+from normscape.runner import INTERRUPTED, Fleet, Plan, run_experiment
 from normscape.stages.status import StageStatus, stage_status
 
 if TYPE_CHECKING:
     from normscape.doctor import Finding
-    from normscape.stages.core import StageContext
-    from normscape.tracking.runs import MlflowListener
-
-INTERRUPTED = 130
 
 app = typer.Typer(
     help="Learn the landscape of the normal, and show where an image leaves it.",
@@ -45,14 +37,41 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at configurations.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(config_app, name="config")
+cli_models.register(app)
+cli_sweep.register(app)
 
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="A configuration, for example configs/chairs/demo.yaml.")]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="A.B=C", help="Change a value, for example gan.steps=2000; may be repeated."),
 ]
-RunsOption = Annotated[Path, typer.Option("--runs-dir", metavar="FOLDER", help="Where run folders are.")]
+RunsOption = Annotated[Path, typer.Option("--runs-dir", envvar="NORMSCAPE_RUNS", metavar="FOLDER", help="Where run folders are.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Only say what finished.")]
+WorkersOption = Annotated[
+    str | None,
+    typer.Option("--workers", metavar="N|A-B", help="Train on N Ray workers, or on as many of A to B as there is room for."),
+]
+ActorsOption = Annotated[
+    str | None, typer.Option("--actors", metavar="N|A-B", help="Project on N Ray actors, or on A to B as there is room.")
+]
+AddressOption = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        metavar="ADDRESS",
+        help="The Ray cluster: host:port, `auto`, or `local` for a Ray of our own. Without it RAY_ADDRESS, or a Ray of our own.",
+    ),
+]
+WorkerGpusOption = Annotated[
+    float | None, typer.Option("--gpus-per-worker", min=0.0, help="GPUs of each worker. Without it one, where there are some.")
+]
+ActorGpusOption = Annotated[
+    float | None, typer.Option("--gpus-per-actor", min=0.0, help="GPUs of each actor. Without it one, where there are some.")
+]
+WorkerCpusOption = Annotated[int, typer.Option("--cpus-per-worker", min=1, help="CPUs of each worker.")]
+FailuresOption = Annotated[
+    int, typer.Option("--max-failures", min=0, help="How often a training that lost a worker goes on from its last checkpoint.")
+]
 TrackOption = Annotated[bool, typer.Option("--no-track", help="Do not record the run in MLflow.")]
 
 RUNS = Path("runs")
@@ -66,12 +85,26 @@ def run(
     last: Annotated[str | None, typer.Option("--to", metavar="STAGE", help="Stop after this stage.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Run all stages anew.")] = False,
     runs_dir: RunsOption = RUNS,
+    workers: WorkersOption = None,
+    actors: ActorsOption = None,
+    address: AddressOption = None,
+    gpus_per_worker: WorkerGpusOption = None,
+    gpus_per_actor: ActorGpusOption = None,
+    cpus_per_worker: WorkerCpusOption = 1,
+    max_failures: FailuresOption = 3,
     no_track: TrackOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Run an experiment: what is up to date is skipped, what was cut off goes on."""
+    """Run an experiment: what is up to date is skipped, what was cut off goes on.
+
+    With --workers and --actors it trains and projects on Ray.
+    """
     loaded = load_config(config, overrides or ())
-    _run(loaded, runs_dir, command=str(config), first=first, last=last, fresh=fresh, track=not no_track, quiet=quiet)
+    plan = Plan(first, last, fresh, track=not no_track, quiet=quiet)
+    fleet = None
+    if workers or actors or address:
+        fleet = Fleet(address, workers, actors, gpus_per_worker, gpus_per_actor, cpus_per_worker, max_failures)
+    _exit(run_experiment(loaded, runs_dir, plan, fleet, command=str(config)))
 
 
 @app.command()
@@ -87,7 +120,8 @@ def report(
     missing = [stage.name for stage in stage_status(loaded, runs_dir) if stage.state != "finished" and stage.name != "report"]
     if missing:
         raise UserError(f"not finished yet: {', '.join(missing)}; run `normscape run {shlex.quote(str(config))}` first")
-    _run(loaded, runs_dir, command=str(config), first="report", last=None, fresh=False, track=not no_track, quiet=quiet)
+    plan = Plan(first="report", track=not no_track, quiet=quiet)
+    _exit(run_experiment(loaded, runs_dir, plan, command=str(config)))
 
 
 @app.command()
@@ -158,91 +192,9 @@ def _options(
     """Learn the landscape of the normal, and show where an image leaves it."""
 
 
-# ---- running ---------------------------------------------------------------------------------------------------------
-
-
-def _run(
-    config: Config, runs_dir: Path, *, command: str, first: str | None, last: str | None, fresh: bool, track: bool, quiet: bool
-) -> None:
-    bar = ConsoleListener([stage.name for stage in STAGES], Console(stderr=True), quiet=quiet)
-    listeners = Listeners([bar])
-    tracker: MlflowListener | None = None
-
-    def opened(folder: Path) -> None:
-        """MLflow's run begins when the folder is ours: another process may be recording in it."""
-        nonlocal tracker
-        tracker = _tracker(config, folder, fresh=fresh) if track else None
-        listeners.listeners = (bar, tracker) if tracker else (bar,)
-
-    ended: Any = "FAILED"
-    try:
-        with _sigterm_as_ctrl_c(), bar:
-            result = run_stages(
-                config, runs_dir, first=first, last=last, fresh=fresh, listener=listeners, opened=opened, extra=_FUNCTIONS
-            )
-        ended = "FINISHED"
-    except KeyboardInterrupt:
-        ended = "KILLED"
-        _interrupted(f"; `normscape run {shlex.quote(command)}` goes on from here")
-    finally:
-        if tracker is not None:
-            tracker.close(ended)
-    _say_where(result, tracker)
-
-
-def _report_stage(context: StageContext) -> dict[str, float]:
-    from normscape.report.page import run as build
-
-    return build(context)
-
-
-_FUNCTIONS: dict[str, StageFunction] = {"report": _report_stage}
-
-
-def _tracker(config: Config, folder: Path, *, fresh: bool) -> MlflowListener | None:
-    """Begin the MLflow run; a run goes on without when there is no MLflow."""
-    try:
-        from normscape.tracking.runs import MlflowListener
-    except ImportError as error:
-        sys.stderr.write(f"the run is not recorded, MLflow does not import: {error}\n")
-        return None
-    tracker = MlflowListener(config, folder, fresh=fresh)
-    return tracker if tracker.start() else None
-
-
-def _say_where(result: RunResult, tracker: MlflowListener | None) -> None:
-    """The last lines: where the page and the recorded run are."""
-    lines = [f"run folder  {result.folder}"]
-    if "report" in result.stages:
-        lines.append(f"page        {result.stages['report'] / 'index.html'}")
-    if tracker is not None and tracker.run_id:
-        from normscape.tracking.store import without_password
-
-        store = without_password(tracker.tracking_uri)
-        update_json(result.folder / "run.json", {"mlflow": {"tracking_uri": store, "run_id": tracker.run_id}})
-        lines += [f"MLflow      run {tracker.run_id} in {store}"]
-        if not store.startswith("http"):
-            lines += [f"            mlflow ui --backend-store-uri {shlex.quote(store)}"]
-    sys.stdout.write("\n".join(lines) + "\n")
-
-
-@contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[None]:
-    """A batch system's SIGTERM ends a run as Ctrl-C does."""
-
-    def interrupt(*_: object) -> NoReturn:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _interrupted(more: str = "") -> NoReturn:
-    sys.stderr.write(f"stopped; finished work is kept{more}\n")
-    raise typer.Exit(INTERRUPTED)
+def _exit(code: int) -> None:
+    if code:
+        raise typer.Exit(code)
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------
@@ -288,13 +240,27 @@ def _findings_table(title: str, lines: Iterable[Finding]) -> Table:
     return table
 
 
-def main() -> None:
-    """Entry point: a person's mistake is one message on stderr and exit code 2, Ctrl-C is 130."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point: a person's mistake is one message on stderr and exit code 2, Ctrl-C is 130.
+
+    Args:
+        arguments: of the command line; this process's when empty.
+    """
     try:
-        app(prog_name="normscape")
+        app(args=arguments, prog_name="normscape")
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(2)
     except KeyboardInterrupt:
         sys.stderr.write("stopped\n")
         sys.exit(INTERRUPTED)
+
+
+def job(*options: str) -> None:
+    """Entry point of `jobs/*.py`: `normscape run` with some options set, and the configuration as `--config` too.
+
+    Args:
+        options: come first, so that the command line has the last word.
+    """
+    given = [word.removeprefix("--config=") for word in sys.argv[1:] if word != "--config"]
+    main(["run", *options, *given])

@@ -377,9 +377,12 @@ class Config(Section):
         else:
             n = len(self.resolutions)
             sides = ", ".join(map(str, self.resolutions))
-            parts = {"generator": self.generator, "discriminator": self.discriminator, "encoder": self.encoder}
-            for part, section in parts.items():
-                channels = section.channels
+            parts = (
+                ("generator", self.generator.channels),
+                ("discriminator", self.discriminator.channels),
+                ("encoder", self.encoder.channels),
+            )
+            for part, channels in parts:
                 if channels is not None and len(channels) != n:
                     problems.append(
                         (f"{part}.channels", f"image_size {size} needs {n} entries (for sides {sides}), found {len(channels)}")

@@ -34,6 +34,7 @@ def tiny_settings() -> dict[str, object]:
         "discriminator": {"channels": [8, 8]},
         "gan": {
             "steps": 60,
+            "warmup_steps": 12,
             "batch_size": 8,
             "path_length_weight": 1.0,
             "checkpoint_interval": 8,

@@ -87,6 +87,7 @@ def test_the_encoder_gives_the_start(toy_config: Callable[..., Config]) -> None:
     projector = make(config)
     images, values, _ = own_images(projector, 3)
     start = projector.start(images, values)
+    assert projector.encoder is not None
     w = projector.generator.mapping(projector.encoder(images, values))
     for name in projector.free:
         assert torch.equal(start[name][:, 0], start[name][:, 1])

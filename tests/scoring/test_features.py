@@ -32,8 +32,8 @@ def test_residuals_add_every_other_residual() -> None:
 
 
 def test_vector_valued_conditions_keep_all_components() -> None:
-    names = [*NAMES, "position_mm/0", "position_mm/1", "position_mm/2"]
-    assert feature_columns(names, "thesis", ["position_mm"])[10:13] == ["position_mm/0", "position_mm/1", "position_mm/2"]
+    names = [*NAMES, "position_mm_0", "position_mm_1", "position_mm_2"]
+    assert feature_columns(names, "thesis", ["position_mm"])[10:13] == ["position_mm_0", "position_mm_1", "position_mm_2"]
 
 
 def test_evidence_holds_no_condition_and_no_truth() -> None:

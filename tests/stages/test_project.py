@@ -1,9 +1,10 @@
-"""Projection in shards: cut off and resumed, and in batches of another size."""
+"""Projection in shards: cut off and resumed, in batches of another size, with poisoned samples and on a full disk."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,18 +12,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from safetensors.torch import save_file
 
+from normscape.benchmark.untrained import untrained_inputs
 from normscape.config import Config
-from normscape.inversion.style_space import WhitenedSubspace, to_tensors
-from normscape.networks.auxiliary import AuxiliaryNetwork
-from normscape.networks.controller import Controller
-from normscape.networks.generator import Generator, draw_latents
-from normscape.stages import prepare, project
+from normscape.datasets.samples import SampleSet
+from normscape.errors import DataError, UserError
+from normscape.stages import project, projecting
 from normscape.stages.core import StageContext
-from normscape.training.checkpoint import save_module
+from normscape.stages.shards import Shard, plan_shards, written_aside
 from normscape.training.recorder import SilentRecorder
-from normscape.training.seeding import seeded
 
 CPU = torch.device("cpu")
 DATA = {"train_subjects": 4, "test_subjects": 2, "angle_step_degrees": 30.0, "supersample": 1}
@@ -40,32 +38,22 @@ class CutOff(SilentRecorder):
             raise KeyboardInterrupt
 
 
+def untrained_toy(config: Config) -> Config:
+    """Wide enough auxiliary networks for random weights to tell images apart."""
+    settings = config.model_dump()
+    for attribute in settings["attributes"]:
+        attribute["auxiliary"]["width"] = 8
+    return Config.model_validate(settings)
+
+
 @pytest.fixture
 def context(
     toy_config: Callable[..., Config], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., StageContext]:
     """Makes the stage's context, in a new folder, on networks with random weights: `context(batch_size=3)`."""
     monkeypatch.setenv("NORMSCAPE_CACHE", str(tmp_path_factory.getbasetemp() / "project-cache"))
-    config = toy_config(data=DATA, projection={"train_samples": 10, "test_samples": 6})
-    settings = config.model_dump()
-    for attribute in settings["attributes"]:
-        attribute["auxiliary"]["width"] = 8
-    config = Config.model_validate(settings)
-    inputs = {name: tmp_path / name for name in ("prepare", "auxiliary", "gan", "controllers", "latents")}
-    for folder in inputs.values():
-        folder.mkdir()
-    torch.manual_seed(3)
-    for attribute in config.attributes:
-        save_module(AuxiliaryNetwork.from_config(attribute, config), inputs["auxiliary"] / f"{attribute.name}.safetensors")
-    for attribute in config.value_attributes:
-        save_module(Controller(attribute, config.controllers), inputs["controllers"] / f"{attribute.name}.safetensors")
-    generator = Generator.from_config(config)
-    save_module(generator, inputs["gan"] / "generator.safetensors")
-    with torch.no_grad():
-        styles = generator.mapping(draw_latents(256, generator, seeded(0, "test")))
-    space = {name: WhitenedSubspace.fit(styles[:, generator.subspace_slice(name)]) for name in generator.subspaces}
-    save_file(to_tensors(space), inputs["latents"] / "style_space.safetensors")
-    prepare.run(StageContext(config, inputs["prepare"], {}, CPU, SilentRecorder()))
+    config = untrained_toy(toy_config(data=DATA, projection={"train_samples": 10, "test_samples": 6}))
+    inputs = untrained_inputs(config, tmp_path / "inputs")
     count = iter(range(100))
 
     def make(**projection: int) -> StageContext:
@@ -129,3 +117,182 @@ def test_the_batch_size_does_not_change_the_results(context: Callable[..., Stage
     assert np.array_equal(np.load(few.folder / "inputs.npy"), np.load(many.folder / "inputs.npy"))
     images = [np.load(c.folder / "reconstructions.npy").astype(int) for c in (few, many)]
     assert np.abs(images[0] - images[1]).max() <= 1
+
+
+# ---- poisoned samples
+
+
+class Damaged(SampleSet):
+    """Samples of which one row cannot be read and one holds no numbers."""
+
+    unreadable = not_a_number = -1
+
+    def batch(self, index: torch.Tensor) -> torch.Tensor:
+        if (index == self.unreadable).any():
+            raise OSError(f"row {self.unreadable} of {len(index)}: input/output error")
+        images = super().batch(index)
+        images[index == self.not_a_number] = float("nan")
+        return images
+
+
+@pytest.fixture
+def damage(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Damages what the stage reads: `damage(unreadable=row, not_a_number=row, value=row)`."""
+
+    def make(value: int = -1, **rows: int) -> None:
+        sound = projecting.open_prepared
+
+        def opened(config: Config, prepared: Path) -> SampleSet:
+            samples = sound(config, prepared)
+            damaged = Damaged(**{field.name: getattr(samples, field.name) for field in fields(samples)})
+            damaged.__dict__.update(rows)
+            if value >= 0:
+                damaged.values["angle_degrees"][value] = float("inf")
+            return damaged
+
+        monkeypatch.setattr(projecting, "open_prepared", opened)
+
+    return make
+
+
+def planned(context: StageContext) -> list[Shard]:
+    return plan_shards(context.config, context.inputs["prepare"])
+
+
+def test_poisoned_samples_are_left_out_and_listed_and_the_others_are_as_without_them(
+    context: Callable[..., StageContext], damage: Callable[..., None]
+) -> None:
+    """An image that raises, one that is not finite, and a value that is not finite; two of them in one shard."""
+    calm, poisoned = context(), context()
+    project.run(calm)
+    first, second, *_ = planned(calm)
+    rows = {"unreadable": int(first.rows[2]), "not_a_number": int(first.rows[0]), "value": int(second.rows[3])}
+    damage(**rows)
+    metrics = project.run(poisoned)
+
+    listed = pq.read_table(poisoned.folder / "quarantined.parquet").to_pylist()
+    assert [record["sample_id"] for record in listed] == [rows[key] for key in ("not_a_number", "unreadable", "value")]
+    assert [record["reason"] for record in listed] == [
+        "the image is not finite",
+        f"OSError: row {rows['unreadable']} of 1: input/output error",
+        "angle_degrees is not finite",
+    ]
+    assert metrics["quarantined"] == 3
+    whole, rest = table(calm.folder), table(poisoned.folder)
+    keep = [sample not in rows.values() for sample in whole["sample_id"].to_pylist()]
+    expected = whole.filter(pa.array(keep))
+    for name in ("sample_id", "subject", "split", "label", "angle_degrees", "blot_radius_px"):
+        assert rest[name].to_pylist() == expected[name].to_pylist(), name
+    np.testing.assert_allclose(rest["residual_l1"].to_numpy(), expected["residual_l1"].to_numpy(), rtol=2e-3)
+    assert {record["subject"] for record in listed} <= set(whole["subject"].to_pylist())
+    for name in ("inputs.npy", "reconstructions.npy"):
+        assert len(np.load(poisoned.folder / name)) == len(rest)
+    assert np.array_equal(np.load(poisoned.folder / "inputs.npy"), np.load(calm.folder / "inputs.npy")[keep])
+
+
+def test_a_sample_whose_result_is_not_finite_is_quarantined(
+    context: Callable[..., StageContext], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would spoil every score fitted on the table."""
+    here = context()
+    real, calls = projecting.Projector.residuals, []
+
+    def residuals(*arguments):
+        found = real(*arguments)
+        calls.append(1)
+        if len(calls) == 2:
+            found["residual_l2"][1] = float("nan")
+        return found
+
+    monkeypatch.setattr(projecting.Projector, "residuals", residuals)
+    assert project.run(here)["quarantined"] == 1
+    (record,) = pq.read_table(here.folder / "quarantined.parquet").to_pylist()
+    assert (record["sample_id"], record["reason"]) == (int(planned(here)[1].rows[1]), "residual_l2 is not finite")
+    assert len(table(here.folder)) == len(np.load(here.folder / "reconstructions.npy")) == 15
+    assert np.isfinite(table(here.folder)["residual_l2"].to_numpy()).all()
+
+
+def test_an_error_of_every_sample_is_not_the_samples_fault(
+    context: Callable[..., StageContext], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def project_nothing(*arguments):
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr(projecting.Projector, "project", project_nothing)
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        project.run(context())
+
+
+def test_nothing_left_to_project_is_an_error(context: Callable[..., StageContext], monkeypatch: pytest.MonkeyPatch) -> None:
+    here = context()
+    sound = projecting.open_prepared
+
+    def opened(config: Config, prepared: Path) -> SampleSet:
+        samples = sound(config, prepared)
+        samples.values["angle_degrees"][:] = float("nan")
+        return samples
+
+    monkeypatch.setattr(projecting, "open_prepared", opened)
+    with pytest.raises(DataError, match="no sample could be projected; the first one: angle_degrees is not finite"):
+        project.run(here)
+    assert pq.read_metadata(here.folder / "quarantined.parquet").num_rows == 16
+
+
+# ---- disks
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 64 kB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    try:
+        mounted = subprocess.run(command, check=False, capture_output=True).returncode == 0
+    except OSError:
+        mounted = False
+    if not mounted:
+        pytest.skip("mounting a small file system is not permitted here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_keeps_finished_shards_and_the_next_run_goes_on(
+    context: Callable[..., StageContext], small_disk: Path
+) -> None:
+    calm, cut = context(), replace(context(), folder=small_disk)
+    metrics = project.run(calm)
+    (small_disk / "other").write_bytes(bytes(40_000))
+    with pytest.raises(UserError, match=r"disk is full at .*/shards/\d+\..*; finished work is kept"):
+        project.run(cut)
+    kept = {path.name: path.stat().st_mtime_ns for path in (small_disk / "shards").glob("*.parquet")}
+    assert 0 < len(kept) < len(planned(cut))
+    assert not list((small_disk / "shards").glob("*.tmp"))
+    (small_disk / "other").unlink()
+    subprocess.run(["mount", "-o", "remount,size=1m", str(small_disk)], check=True)
+    assert project.run(cut) == metrics
+    assert table(small_disk) == table(calm.folder)
+
+
+def test_two_writers_of_a_file_do_not_disturb_each_other(tmp_path: Path) -> None:
+    """The last one stays, whole."""
+    with written_aside(tmp_path / "a") as one:
+        one.write_text("one")
+        with written_aside(tmp_path / "a") as two:
+            two.write_text("two")
+        assert (tmp_path / "a").read_text() == "two"
+    assert (tmp_path / "a").read_text() == "one"
+
+
+def test_a_file_that_was_not_finished_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("one")
+
+    def fail() -> None:
+        with written_aside(tmp_path / "a") as aside:
+            aside.write_text("t")
+            raise ValueError
+
+    with pytest.raises(ValueError):
+        fail()
+    assert (tmp_path / "a").read_text() == "one"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,13 @@ import pytest
 from mlflow import MlflowClient
 
 from normscape.config import Config
-from normscape.configio import load_config, validate_config
-from normscape.stages.core import Stage, StageContext, run_stages
+from normscape.configio import config_digest, load_config, validate_config
+from normscape.stages.core import Stage, StageContext, run_stages, stage_keys
+from normscape.tracking.datasets import data_digest, dataset_inputs
+from normscape.tracking.nested import nested_runs
 from normscape.tracking.runs import MlflowListener
 from normscape.tracking.store import artifact_location, default_tracking_uri, open_client, without_password
+from normscape.tracking.system_metrics import SystemMetrics
 
 DATA: dict[str, Any] = {
     "name": "demo",
@@ -68,8 +70,9 @@ def started(config: Config, folder: Path, store: str, **options: Any) -> MlflowL
     return listener
 
 
-def finished_stage(folder: Path, name: str = "gan", key: str = "0123abcd" * 8, steps: int = 100) -> dict[str, Any]:
+def finished_stage(config: Config, folder: Path, name: str = "gan", steps: int = 100) -> dict[str, Any]:
     """A finished stage's folder, as the stages leave it, and its manifest."""
+    key = stage_keys(config)[name]
     stage = folder / f"{name}-{key[:8]}"
     (stage / "samples").mkdir(parents=True)
     lines = [{"step": step, "loss": step / 100, "gap": None} for step in range(10, steps + 1, 10)]
@@ -87,6 +90,13 @@ def steps(client: MlflowClient, run_id: str | None, key: str) -> list[int]:
     """Steps recorded for a metric, in order, repetitions included."""
     assert run_id is not None
     return sorted(point.step for point in client.get_metric_history(run_id, key))
+
+
+def nested(client: MlflowClient, run_id: str | None, stage: str) -> str:
+    """Id of the one nested run of a stage."""
+    found = [run for run in nested_runs(client, client.get_run(run_id or "")) if run.data.tags["normscape.stage"] == stage]
+    assert len(found) == 1
+    return found[0].info.run_id
 
 
 def listed(client: MlflowClient, run_id: str | None, path: str | None = None) -> set[str]:
@@ -136,9 +146,9 @@ def test_resume_continues_the_run_without_duplicates(config: Config, folder: Pat
     for step in range(30, 90, 10):
         second.metrics("gan", {"loss": step / 10, "new": 1.0}, step)
     second.close("FINISHED")
-    assert steps(client, second.run_id, "gan/loss") == list(range(10, 90, 10))
-    assert steps(client, second.run_id, "gan/new") == list(range(30, 90, 10))
-    assert steps(client, second.run_id, "gan/distance_same/angle") == list(range(10, 60, 10))
+    assert steps(client, nested(client, second.run_id, "gan"), "loss") == list(range(10, 90, 10))
+    assert steps(client, nested(client, second.run_id, "gan"), "new") == list(range(30, 90, 10))
+    assert steps(client, nested(client, second.run_id, "gan"), "distance_same/angle") == list(range(10, 60, 10))
 
 
 def test_metrics_go_in_batches(config: Config, folder: Path, store: str, client: MlflowClient) -> None:
@@ -147,15 +157,15 @@ def test_metrics_go_in_batches(config: Config, folder: Path, store: str, client:
     listener.metrics("gan", {"loss": 0.0}, 0)
     for step in range(1, 1201):
         listener.metrics("gan", {"loss": math.nan if step == 7 else step, "odd %name": 1.0}, step)
-    assert len(listener._buffer) > 1000
+    assert len(steps(client, nested(client, listener.run_id, "gan"), "loss")) < 200
     listener.close()
-    assert steps(client, listener.run_id, "gan/loss") == list(range(1201))
-    assert len(steps(client, listener.run_id, "gan/odd _name")) == 1200
+    assert steps(client, nested(client, listener.run_id, "gan"), "loss") == list(range(1201))
+    assert len(steps(client, nested(client, listener.run_id, "gan"), "odd _name")) == 1200
 
 
 def test_finished_stage_is_recorded_whole_and_once(config: Config, folder: Path, store: str, client: MlflowClient) -> None:
     """Final metrics, the whole curve, small tables, pictures and the manifest; a later run that skips the stage adds nothing."""
-    manifest = finished_stage(folder)
+    manifest = finished_stage(config, folder)
     listener = started(config, folder, store)
     listener.stage_started("gan", resumed=False)
     listener.metrics("gan", {"loss": 0.1}, 10)
@@ -165,25 +175,41 @@ def test_finished_stage_is_recorded_whole_and_once(config: Config, folder: Path,
     again.stage_skipped("gan", manifest)
     again.close()
     run = client.get_run(again.run_id or "")
-    assert steps(client, again.run_id, "gan/loss") == list(range(10, 101, 10))
-    assert steps(client, again.run_id, "gan/frechet") == [0]
-    assert steps(client, again.run_id, "gan/final/loss") == [0]
+    assert steps(client, nested(client, again.run_id, "gan"), "loss") == list(range(10, 101, 10))
+    assert steps(client, nested(client, again.run_id, "gan"), "frechet") == [0]
+    assert steps(client, nested(client, again.run_id, "gan"), "final/loss") == [0]
     assert run.data.metrics["gan/seconds"] == 12.5
-    expected = {"gan/manifest.json", "gan/metrics.jsonl", "gan/distances.parquet", "gan/samples/step-000010.png", "config.yaml"}
-    assert listed(client, again.run_id) == expected
+    assert run.data.metrics["gan/frechet"] == 3.5
+    assert steps(client, again.run_id, "gan/frechet") == [0]
+    stage = client.get_run(nested(client, again.run_id, "gan"))
+    assert (stage.info.run_name, stage.info.status) == ("gan", "FINISHED")
+    expected = {"manifest.json", "metrics.jsonl", "distances.parquet", "samples/step-000010.png"}
+    assert listed(client, stage.info.run_id) == expected
+    assert listed(client, again.run_id) == {"config.yaml"}
+
+
+def test_the_page_lies_with_the_run(config: Config, folder: Path, store: str, client: MlflowClient) -> None:
+    """A person who opens the run finds the page there; what it is made of lies with the stage."""
+    manifest = finished_stage(config, folder, "report")
+    (next(folder.glob("report-*")) / "index.html").write_text("<p>page</p>")
+    listener = started(config, folder, store)
+    listener.stage_finished("report", manifest)
+    listener.close()
+    assert listed(client, listener.run_id) == {"config.yaml", "report/index.html"}
+    assert "distances.parquet" in listed(client, nested(client, listener.run_id, "report"))
 
 
 def test_skipped_stage_of_another_run_is_recorded(config: Config, folder: Path, store: str, client: MlflowClient) -> None:
     """A changed configuration begins its own MLflow run, which takes over what earlier runs finished."""
-    manifest = finished_stage(folder)
+    manifest = finished_stage(config, folder)
     first = started(config, folder, store)  # left running, as after SIGKILL
     changed = started(config.model_copy(update={"seed": 1}), folder, store)
     changed.stage_skipped("gan", manifest)
     changed.close()
     assert changed.run_id != first.run_id
     assert client.get_run(first.run_id or "").info.status == "KILLED"
-    assert steps(client, changed.run_id, "gan/loss") == list(range(10, 101, 10))
-    assert "gan/distances.parquet" in listed(client, changed.run_id)
+    assert steps(client, nested(client, changed.run_id, "gan"), "loss") == list(range(10, 101, 10))
+    assert "distances.parquet" in listed(client, nested(client, changed.run_id, "gan"))
 
 
 def test_fresh_begins_a_new_run(config: Config, folder: Path, store: str) -> None:
@@ -228,7 +254,7 @@ def test_unreachable_store_costs_a_warning(
         listener.stage_started("gan", False)
         listener.metrics("gan", {"loss": 1.0}, 1)
         listener.progress("gan", 1, 2)
-        listener.stage_finished("gan", finished_stage(folder))
+        listener.stage_finished("gan", finished_stage(config, folder))
         listener.failed("score", KeyboardInterrupt())
         listener.close("KILLED")
     assert len([record for record in caplog.records if record.name == "normscape.tracking"]) == 1
@@ -239,32 +265,167 @@ def test_unreachable_store_costs_a_warning(
 def test_store_that_goes_away_is_caught_up_with(
     config: Config, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Metrics that could not be written wait; when the store is back they are written, each once."""
+    """What could not be written waits, the beginning and the end of a stage too; when the store is back it is written, once."""
     database = tmp_path / "store" / "mlflow.db"
     listener = started(config, folder, f"sqlite:///{database}")
     monkeypatch.setattr("normscape.tracking.runs.FLUSH_SECONDS", 0.0)
     monkeypatch.setattr("normscape.tracking.runs.PAUSE_SECONDS", 0.0)
-    os.chmod(database, 0o444)
     database.rename(database.with_suffix(".away"))
     database.mkdir()
-    with caplog.at_level(logging.WARNING, logger="normscape.tracking"):
-        listener._client = open_client_again(listener)
-        listener.metrics("gan", {"loss": 1.0}, 1)
-    assert "metrics wait" in caplog.text
-    database.rmdir()
-    database.with_suffix(".away").rename(database)
-    os.chmod(database, 0o644)
-    listener.metrics("gan", {"loss": 2.0}, 2)
-    listener.close()
-    assert steps(MlflowClient(f"sqlite:///{database}"), listener.run_id, "gan/loss") == [1, 2]
-
-
-def open_client_again(listener: MlflowListener) -> MlflowClient:
-    """The listener's client, without the connections that its pool keeps open."""
     client = listener._client
     assert client is not None
+    client._tracking_client.store.engine.dispose()  # without the connections that the pool keeps open
+    manifest = finished_stage(config, folder)
+    with caplog.at_level(logging.WARNING, logger="normscape.tracking"):
+        listener.stage_started("gan", resumed=False)
+        listener.metrics("gan", {"live": 1.0}, 1)
+        listener.metrics("gan", {"live": 2.0}, 2)
+        listener.stage_finished("gan", manifest)
+    assert "metrics wait" in caplog.text
+    assert len([r for r in caplog.records if r.name == "normscape.tracking"]) == 1  # said once
+    database.rmdir()
+    database.with_suffix(".away").rename(database)
+    listener.stage_started("controllers", resumed=False)
+    stage = nested(client, listener.run_id, "gan")
+    assert steps(client, stage, "live") == [1, 2]
+    assert steps(client, stage, "loss") == list(range(10, 101, 10))
+    assert client.get_run(stage).info.status == "FINISHED"
+    assert "distances.parquet" in listed(client, stage)
+    listener.close()
+
+
+def test_a_finished_run_waits_for_its_store(
+    config: Config, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store comes back while the run ends: nothing is missing. One that was cut off does not wait."""
+    database = tmp_path / "store" / "mlflow.db"
+    listener = started(config, folder, f"sqlite:///{database}")
+    client = listener._client
+    assert client is not None
+    database.rename(database.with_suffix(".away"))
+    database.mkdir()
     client._tracking_client.store.engine.dispose()
-    return client
+    listener.metrics("gan", {"loss": 1.0}, 1)
+
+    def come_back(seconds: float) -> None:
+        database.rmdir()
+        database.with_suffix(".away").rename(database)
+
+    monkeypatch.setattr("normscape.tracking.runs.time.sleep", come_back)
+    listener.close("FINISHED")
+    assert client.get_run(listener.run_id or "").info.status == "FINISHED"
+    assert steps(client, nested(client, listener.run_id, "gan"), "loss") == [1]
+
+
+def test_a_stage_that_runs_anew_gets_its_own_run(config: Config, folder: Path, store: str, client: MlflowClient) -> None:
+    """Curves of two trainings never mix: the old nested run keeps its points and is marked as superseded."""
+    listener = started(config, folder, store)
+    for value in (1.0, 2.0):
+        listener.stage_started("gan", resumed=False)
+        for step in (10, 20):
+            listener.metrics("gan", {"loss": value}, step)
+    listener.close("KILLED")
+    runs = nested_runs(client, client.get_run(listener.run_id or ""))
+    assert sorted((run.data.metrics["loss"], "normscape.superseded" in run.data.tags) for run in runs) == [
+        (1.0, True),
+        (2.0, False),
+    ]
+    assert [steps(client, run.info.run_id, "loss") for run in runs] == [[10, 20], [10, 20]]
+    assert {run.info.status for run in runs} == {"KILLED"}
+
+
+def test_a_run_deleted_meanwhile_does_not_block_the_others(
+    config: Config, folder: Path, store: str, client: MlflowClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What the store refuses for good is left out with a warning; other stages go on being recorded."""
+    listener = started(config, folder, store)
+    listener.stage_started("gan", resumed=False)
+    client.delete_run(nested(client, listener.run_id, "gan"))
+    listener.metrics("gan", {"loss": 1.0}, 1)
+    with caplog.at_level(logging.WARNING, logger="normscape.tracking"):
+        listener.stage_started("controllers", resumed=False)
+    assert "refuses" in caplog.text
+    listener.metrics("controllers", {"error": 0.5}, 3)
+    listener.close("KILLED")
+    assert steps(client, nested(client, listener.run_id, "controllers"), "error") == [3]
+
+
+def test_left_running_by_a_killed_process(config: Config, folder: Path, store: str, client: MlflowClient) -> None:
+    """The nested run of a process that was killed goes on when its stage is resumed, and ends as killed when it is not."""
+    killed = started(config, folder, store)
+    killed.stage_started("gan", resumed=False)
+    killed.metrics("gan", {"loss": 1.0}, 1)
+    killed._flush()
+    stage = nested(client, killed.run_id, "gan")
+    assert client.get_run(stage).info.status == "RUNNING"
+    second = started(config, folder, store)
+    assert client.get_run(stage).info.status == "KILLED"
+    second.stage_started("gan", resumed=True)
+    assert client.get_run(nested(client, second.run_id, "gan")).info.status == "RUNNING"
+    second.close("FAILED")
+    assert client.get_run(stage).info.status == "FAILED"
+
+
+def test_tags_name_code_data_and_the_cluster_job(
+    config: Config, folder: Path, store: str, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both the run and its nested runs carry them; the job's id only where there is a job."""
+    before = started(config, folder, store)
+    assert "normscape.ray_job_id" not in client.get_run(before.run_id or "").data.tags
+    before.close("KILLED")
+    monkeypatch.setenv("NORMSCAPE_RAY_JOB_ID", "raysubmit_1")
+    listener = started(config, folder, store)
+    listener.stage_started("gan", resumed=False)
+    listener.close()
+    for run_id in (listener.run_id or "", nested(client, listener.run_id, "gan")):
+        tags = client.get_run(run_id).data.tags
+        assert tags["normscape.ray_job_id"] == "raysubmit_1"
+        assert tags["normscape.config_digest"] == config_digest(config)
+        assert tags["normscape.code_version"]
+
+
+def test_datasets_are_inputs_with_digests(config: Config, folder: Path, store: str, client: MlflowClient) -> None:
+    """Training and test samples are inputs of the run and of `prepare`, once; the digests change with the data."""
+    manifest = finished_stage(config, folder, "prepare")
+    samples = next(folder.glob("prepare-*")) / "samples.parquet"
+    table = pa.table({"sample_id": [0, 1, 2], "subject": ["a", "b", "c"], "split": ["train", "test", "unused"]})
+    pq.write_table(table, samples)
+    for _ in range(2):
+        listener = started(config, folder, store)
+        listener.stage_finished("prepare", manifest)
+        listener.close()
+    for run_id in (listener.run_id or "", nested(client, listener.run_id, "prepare")):
+        run = client.get_run(run_id)
+        inputs = {i.dataset.name: i for i in run.inputs.dataset_inputs}
+        assert set(inputs) == {"chairs-train", "chairs-test"}
+        assert len(run.inputs.dataset_inputs) == 2
+        assert inputs["chairs-test"].tags[0].value == "test"
+        assert json.loads(inputs["chairs-test"].dataset.profile)["num_rows"] == 1
+        assert run.data.tags["normscape.data_digest"] == data_digest(config, samples)
+    before = {i.dataset.name: i.dataset.digest for i in dataset_inputs(config, samples)}
+    pq.write_table(table, samples, compression="none", use_dictionary=False)  # other bytes, same data
+    assert {i.dataset.name: i.dataset.digest for i in dataset_inputs(config, samples)} == before
+    pq.write_table(table.set_column(1, "subject", pa.array(["a", "other", "c"])), samples)
+    after = {i.dataset.name: i.dataset.digest for i in dataset_inputs(config, samples)}
+    assert after["chairs-train"] == before["chairs-train"]
+    assert after["chairs-test"] != before["chairs-test"]
+    assert data_digest(config.model_copy(update={"image_size": 16}), samples) != data_digest(config, samples)
+
+
+def test_the_machine_is_watched(
+    config: Config, folder: Path, store: str, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Load of processor and memory under MLflow's own names, with rising steps over a resume; nothing when it is switched off."""
+    monkeypatch.setattr("normscape.tracking.system_metrics.SECONDS", 0.0)
+    for _ in range(2):
+        listener = started(config, folder, store)
+        for step in range(3):
+            listener.progress("gan", step, 3)
+        listener.close("KILLED")
+    assert steps(client, listener.run_id, "system/cpu_utilization_percentage") == list(range(6))
+    assert client.get_run(listener.run_id or "").data.metrics["system/system_memory_usage_megabytes"] > 0
+    monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")
+    assert SystemMetrics().sample() == {}
 
 
 def test_default_store_lies_in_the_runs_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,9 +454,9 @@ def test_listens_to_real_stages(config: Config, tmp_path: Path, store: str, clie
         return {"best": 0.1}
 
     folder = tmp_path / config.name
+    stages = (Stage("prepare", ("data",)),)
     for attempt in range(3):
-        listener = started(config, folder, store)
-        stages = (Stage("prepare", ("data",)),)
+        listener = started(config, folder, store, stages=stages)
         if attempt == 0:
             with pytest.raises(KeyboardInterrupt):
                 run_stages(config, tmp_path, listener=listener, extra={"prepare": work}, stages=stages)
@@ -304,6 +465,7 @@ def test_listens_to_real_stages(config: Config, tmp_path: Path, store: str, clie
             broken = False
             run_stages(config, tmp_path, listener=listener, extra={"prepare": work}, stages=stages)
             listener.close("FINISHED")
-    assert steps(client, listener.run_id, "prepare/loss") == list(range(1, 11))
-    assert steps(client, listener.run_id, "prepare/best") == [0]
-    assert "prepare/table.parquet" in listed(client, listener.run_id)
+    assert steps(client, nested(client, listener.run_id, "prepare"), "loss") == list(range(1, 11))
+    assert steps(client, nested(client, listener.run_id, "prepare"), "best") == [0]
+    assert "table.parquet" in listed(client, nested(client, listener.run_id, "prepare"))
+    assert client.get_run(nested(client, listener.run_id, "prepare")).info.status == "FINISHED"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,7 @@ def feature_columns(
     Args:
         columns: names in the table.
         features: which set.
-        value_columns: columns of the conditions; a vector-valued one may stand as `name/0`, `name/1`, ...
+        value_columns: columns of the conditions; a vector-valued one stands as `name_0`, `name_1`, ...
         path: the table's file, for the message of an error.
 
     Raises:
@@ -81,7 +82,7 @@ def feature_columns(
     conditions: list[str] = []
     missing = [] if lengths else [f"{LENGTH_PREFIX}<sub-space>/<resolution>"]
     for value in value_columns:
-        found = [name for name in columns if name == value or name.startswith(f"{value}/")]
+        found = [name for name in columns if name == value or re.fullmatch(rf"{re.escape(value)}_\d+", name)]
         conditions += found
         missing += [] if found else [value]
     if L1_COLUMN not in columns:

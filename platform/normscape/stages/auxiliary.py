@@ -10,13 +10,17 @@ Writes:
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from normscape.networks.auxiliary import AuxiliaryNetwork
 from normscape.stages.core import StageContext
 from normscape.stages.prepare import open_samples
 from normscape.training.auxiliary import EmbeddingQuality, embedding_quality, train_auxiliary, value_error
 from normscape.training.checkpoint import TrainingState, save_module
+from normscape.training.communicator import Communicator
 
 TRIPLETS = 4000
 """Random triplets, or values, a split."""
@@ -24,25 +28,52 @@ TRIPLETS = 4000
 
 def run(context: StageContext) -> dict[str, float]:
     """Train and measure every attribute's network."""
+    metrics = finish(context, train(context))
+    clear(context)
+    return metrics
+
+
+def train(
+    context: StageContext, communicator: Communicator | None = None, saved: Callable[[int], None] = lambda step: None
+) -> dict[str, AuxiliaryNetwork]:
+    """Train every attribute's network from its newest checkpoint; every worker calls it.
+
+    Args:
+        context: of the stage.
+        communicator: the workers that share each batch.
+        saved: called by every worker when a checkpoint of any network is complete, with its step.
+
+    Returns:
+        The frozen networks by attribute.
+    """
+    samples, _ = open_samples(context)
+    return {
+        attribute.name: train_auxiliary(
+            attribute,
+            context.config,
+            samples,
+            folder=context.folder / "checkpoints" / attribute.name,
+            digest=context.key,
+            device=context.device,
+            recorder=context.recorder,
+            communicator=communicator,
+            saved=saved,
+        )
+        for attribute in context.config.attributes
+    }
+
+
+def finish(context: StageContext, networks: Mapping[str, AuxiliaryNetwork]) -> dict[str, float]:
+    """Write what was trained, and measure it on both splits."""
     config, device = context.config, context.device
-    train, test = open_samples(context)
-    splits = {"train": train, "test": test}
+    train_samples, test_samples = open_samples(context)
     quality: dict[tuple[str, str], EmbeddingQuality] = {}
     errors: list[dict[str, object]] = []
     metrics: dict[str, float] = {}
-    checkpoints = context.folder / "checkpoints"
     for attribute in config.attributes:
-        network = train_auxiliary(
-            attribute,
-            config,
-            train,
-            folder=checkpoints / attribute.name,
-            digest=context.key,
-            device=device,
-            recorder=context.recorder,
-        )
+        network = networks[attribute.name]
         save_module(network, context.folder / f"{attribute.name}.safetensors")
-        for split, samples in splits.items():
+        for split, samples in {"train": train_samples, "test": test_samples}.items():
             if attribute.kind == "embedding":
                 measured = embedding_quality(network, samples, triplets=TRIPLETS, seed=config.seed, split=split, device=device)
                 quality[attribute.name, split] = measured
@@ -59,9 +90,13 @@ def run(context: StageContext) -> dict[str, float]:
         [("attribute", pa.string()), ("split", pa.string()), ("mean_absolute_error", pa.float64()), ("unit", pa.string())]
     )
     pq.write_table(pa.Table.from_pylist(errors, schema=schema), context.folder / "value_errors.parquet")
-    for attribute in config.attributes:
-        TrainingState.clear(checkpoints / attribute.name)
     return metrics
+
+
+def clear(context: StageContext) -> None:
+    """Let go of the checkpoints, when the results are written."""
+    for attribute in context.config.attributes:
+        TrainingState.clear(context.folder / "checkpoints" / attribute.name)
 
 
 def write_quality(context: StageContext, quality: dict[tuple[str, str], EmbeddingQuality]) -> None:

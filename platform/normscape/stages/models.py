@@ -13,12 +13,12 @@ from normscape.config import Config
 from normscape.errors import CheckpointError
 from normscape.inversion.projector import Projector
 from normscape.inversion.style_space import StyleSpace, from_tensors
+from normscape.losses.reconstruction import perceptual_features
 from normscape.networks.auxiliary import AuxiliaryNetwork, freeze
 from normscape.networks.controller import Controller
 from normscape.networks.discriminator import Discriminator
 from normscape.networks.encoder import Encoder
 from normscape.networks.generator import Generator
-from normscape.losses.reconstruction import perceptual_features
 from normscape.training.checkpoint import load_module
 
 

@@ -6,16 +6,22 @@ Half of each split's images carry a blot. Writes, row by row alike:
   `length/<sub-space>/<resolution>` (whitened length r), `residual_*`, blot_radius_px, blot_contrast (null where normal),
   `coordinates/<sub-space>` (whitened coordinates, resolutions one after the other);
 - `inputs.npy`, `reconstructions.npy`: uint8 (N, C, *S);
+
+and:
+
+- `quarantined.parquet`: sample_id, subject, split, reason of the samples that could not be projected; they have no row above;
 - `rotated.npy`: uint8, reconstructions of a few rows with the first value attribute moved, and `rotated.json`: rows, attribute,
   value, unit.
 
-Work is done in shards, each written once; a resumed stage projects only what is missing.
+Work is done in shards, each written once, by this process or by any number of others; a resumed stage projects only what is
+missing. Memory does not grow with the number of samples.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,135 +31,127 @@ import torch
 from torch import Tensor
 
 from normscape.config import Config
-from normscape.datasets.blots import draw_blots
-from normscape.datasets.samples import SampleSet, to_uint8, to_unit_range
-from normscape.inversion.projector import Projection, Projector
+from normscape.datasets.samples import to_uint8
+from normscape.inversion.projector import Projector
 from normscape.stages.core import StageContext
 from normscape.stages.files import discard, write_json
 from normscape.stages.models import load_projector
-from normscape.stages.prepare import open_samples
+from normscape.stages.projecting import ShardProjector, ShardResult
+from normscape.stages.shards import QUARANTINE_NAME, TABLE_NAME, Shard, join_shards, plan_shards
 from normscape.training.controllers import with_value
-from normscape.training.seeding import seeded
 
-TABLE_NAME = "projections.parquet"
 ROTATED_ROWS = 4
 """Rows of each split and label in figure 7."""
+GROUPS = tuple((split, label) for split in ("train", "test") for label in (0, 1))
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is left to do."""
+
+    shards: Sequence[Shard]
+    """The missing ones."""
+    folder: Path
+    """Where shards are written."""
+    done: int
+    """Samples in the shards that are there already."""
+    total: int
+    """Samples in all shards."""
+
+
+Workers = Callable[[StageContext, Work], Generator[ShardResult, None, None]]
+"""Projects the missing shards, in any order, and tells of each one when its files are there."""
 
 
 def run(context: StageContext) -> dict[str, float]:
-    """Project what is missing, then join the shards."""
-    config, device = context.config, context.device
-    train, test = open_samples(context)
-    projector = load_projector(config, context.inputs, device)
+    """Project what is missing in this process, then join the shards.
+
+    Raises:
+        DataError: the data changed, or no sample could be projected.
+        UserError: the disk is full.
+    """
+    return run_with(context, in_this_process)
+
+
+def run_with(context: StageContext, workers: Workers) -> dict[str, float]:
+    """The stage, with its shards projected by `workers`; what it writes does not depend on them."""
     shards = context.folder / "shards"
     if not (context.folder / TABLE_NAME).exists():  # else cut off after joining: the shards may be gone
-        _project_missing(context, projector, {"train": train, "test": test}, shards)
-    table = pq.read_table(context.folder / TABLE_NAME)
-    _rotate(config, projector, table, context.folder)
+        _project_missing(context, workers, shards)
+    metrics, rows = _survey(context.folder / TABLE_NAME)
+    if context.config.value_attributes:
+        projector = load_projector(context.config, context.inputs, context.device)
+        _rotate(context.config, projector, rows, context.folder)
     discard(shards)
-    return _summary(table)
+    return metrics | {"quarantined": float(pq.read_metadata(context.folder / QUARANTINE_NAME).num_rows)}
 
 
-def _project_missing(context: StageContext, projector: Projector, splits: Mapping[str, SampleSet], shards: Path) -> None:
-    """Project the shards that are not there yet, and join them."""
-    config = context.config
-    counts = {"train": config.projection.train_samples, "test": config.projection.test_samples}
-    work = [
-        (split, samples, index, labels)
-        for split, samples in splits.items()
-        for index, labels in _batches(config, samples, split, counts[split])
-    ]
-    shards.mkdir(exist_ok=True)
-    total, done = sum(len(index) for _, _, index, _ in work), 0
-    for number, (split, samples, index, labels) in enumerate(work):
-        path = shards / f"{number:05d}.parquet"
-        if not path.exists():
-            _project_shard(config, projector, samples, index, labels, split=split, path=path)
-        done += len(index)
-        context.recorder.progress(done, total, "image")
-    _join(shards, len(work), context.folder)
+def in_this_process(context: StageContext, work: Work) -> Generator[ShardResult, None, None]:
+    """One shard after the other."""
+    projector = ShardProjector(context.config, context.inputs, context.device)
+    for shard in work.shards:
+        yield projector.project(shard, work.folder)
 
 
-def _batches(config: Config, samples: SampleSet, split: str, count: int) -> list[tuple[Tensor, Tensor]]:
-    """Row indices and labels of the split's batches: distinct random samples, every second one anomalous."""
-    chosen = torch.randperm(len(samples), generator=seeded(config.seed, "project", split))[:count]
-    labels = torch.arange(len(chosen)) % 2
-    size = config.projection.batch_size
-    return list(zip(chosen.split(size), labels.split(size), strict=True))
+def _project_missing(context: StageContext, workers: Workers, folder: Path) -> None:
+    """Project the shards that are not there yet, and join all."""
+    plan = plan_shards(context.config, context.inputs["prepare"])
+    folder.mkdir(exist_ok=True)
+    for left in folder.glob("*.tmp"):  # of a process that was killed
+        left.unlink(missing_ok=True)
+    missing = [shard for shard in plan if not shard.path(folder).exists()]
+    total = sum(len(shard) for shard in plan)
+    done = total - sum(len(shard) for shard in missing)
+    context.recorder.progress(done, total, "image")
+    if missing:
+        with closing(workers(context, Work(missing, folder, done, total))) as results:
+            for result in results:
+                done += result.images
+                context.recorder.progress(done, total, "image")
+    join_shards([shard.path(folder) for shard in plan], context.folder)
 
 
-def _project_shard(
-    config: Config, projector: Projector, samples: SampleSet, index: Tensor, labels: Tensor, *, split: str, path: Path
-) -> None:
-    images = samples.batch(index)
-    ids = samples.sample_id[index]
-    anomalous = labels.nonzero().squeeze(1)
-    blots = draw_blots(images[anomalous], config.seed, ids[anomalous])
-    images[anomalous] = blots.images
-    # what is projected is what is stored: 8-bit images
-    stored = to_uint8(images)
-    images = to_unit_range(stored)
-    values = {a.name: samples.values[a.column or ""][index] for a in config.value_attributes}
-    projection = projector.project(images, values)
-    radius, contrast = (torch.full((len(index),), float("nan"), dtype=torch.float64) for _ in range(2))
-    radius[anomalous], contrast[anomalous] = blots.radius_px.double(), blots.contrast.double()
-    names = [samples.subjects[s] for s in samples.subject[index].tolist()]
-    columns: dict[str, pa.Array] = {
-        "sample_id": pa.array(ids.numpy()),
-        "subject": pa.array(names),
-        "split": pa.array([split] * len(index)),
-        "label": pa.array(labels.numpy()),
-    }
-    for attribute in config.value_attributes:
-        value = values[attribute.name].numpy()
-        column = attribute.column or ""
-        if value.shape[1] == 1:
-            columns[column] = pa.array(value[:, 0])
-        else:
-            columns |= {f"{column}_{i}": pa.array(value[:, i]) for i in range(value.shape[1])}
-    columns |= _projection_columns(projector, projection)
-    columns["blot_radius_px"] = pa.array(radius.numpy(), from_pandas=True)
-    columns["blot_contrast"] = pa.array(contrast.numpy(), from_pandas=True)
-    np.save(path.with_suffix(".inputs.npy"), stored.numpy())
-    np.save(path.with_suffix(".reconstructions.npy"), to_uint8(projection.images).cpu().numpy())
-    aside = path.with_suffix(".tmp")
-    pq.write_table(pa.table(columns), aside)
-    os.replace(aside, path)
+def _survey(path: Path) -> tuple[dict[str, float], list[int]]:
+    """Mean L1 residual of each split and label, and the rows of figure 7, in one pass over three columns."""
+    total, count = dict.fromkeys(GROUPS, 0.0), dict.fromkeys(GROUPS, 0)
+    rows: dict[tuple[str, int], list[int]] = {group: [] for group in GROUPS}
+    begin = 0
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(columns=["split", "label", "residual_l1"]):
+            split = batch["split"].to_numpy(zero_copy_only=False)
+            label, l1 = batch["label"].to_numpy(), batch["residual_l1"].to_numpy().astype(np.float64)
+            for group in GROUPS:
+                chosen = np.flatnonzero((split == group[0]) & (label == group[1]))
+                total[group] += float(l1[chosen].sum())
+                count[group] += len(chosen)
+                rows[group] += (begin + chosen[: ROTATED_ROWS - len(rows[group])]).tolist()
+            begin += len(batch)
+    words = ("normal", "anomalous")
+    means = {f"{s}_{words[k]}_l1": total[s, k] / count[s, k] if count[s, k] else float("nan") for s, k in GROUPS}
+    return means, [row for group in GROUPS for row in rows[group]]
 
 
-def _projection_columns(projector: Projector, projection: Projection) -> dict[str, pa.Array]:
-    columns = {}
-    for name, lengths in projection.lengths().items():
-        for resolution, r in zip(projector.generator.resolutions, lengths.cpu().numpy().T, strict=True):
-            columns[f"length/{name}/{resolution}"] = pa.array(r)
-    columns |= {name: pa.array(value.cpu().numpy()) for name, value in projection.residuals.items()}
-    for name, u in projection.coordinates.items():
-        flat = u.flatten(1).cpu().numpy()
-        columns[f"coordinates/{name}"] = pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), flat.shape[1])
-    return columns
-
-
-def _join(shards: Path, count: int, folder: Path) -> None:
-    """Write the joined files; the table comes last and appears whole, so that it stands for all of them."""
-    paths = [shards / f"{number:05d}.parquet" for number in range(count)]
-    for name in ("inputs", "reconstructions"):
-        np.save(folder / f"{name}.npy", np.concatenate([np.load(path.with_suffix(f".{name}.npy")) for path in paths]))
-    aside = shards / "joined.tmp"
-    pq.write_table(pa.concat_tables([pq.read_table(path) for path in paths]), aside)
-    os.replace(aside, folder / TABLE_NAME)
+def _take(path: Path, rows: Sequence[int]) -> pa.Table:
+    """Some rows of a table, in this order, without reading the row groups that hold none of them."""
+    parts, places = [], np.empty(len(rows), dtype=np.int64)
+    wanted, begin, kept = np.asarray(rows, dtype=np.int64), 0, 0
+    with pq.ParquetFile(path) as file:
+        for group in range(file.num_row_groups):
+            end = begin + file.metadata.row_group(group).num_rows
+            here = np.flatnonzero((wanted >= begin) & (wanted < end))
+            if len(here):
+                parts.append(file.read_row_group(group).take(wanted[here] - begin))
+                places[here] = np.arange(kept, kept + len(here))
+                kept += len(here)
+            begin = end
+    return pa.concat_tables(parts).take(places)
 
 
 @torch.no_grad()
-def _rotate(config: Config, projector: Projector, table: pa.Table, folder: Path) -> None:
+def _rotate(config: Config, projector: Projector, rows: Sequence[int], folder: Path) -> None:
     """Figure 7: some reconstructions with the first value attribute at a third of its range (an angle of 30 degrees)."""
-    if not config.value_attributes:
-        return
     attribute = config.value_attributes[0]
-    split, label = table["split"].to_numpy(zero_copy_only=False), table["label"].to_numpy()
-    rows = np.concatenate(
-        [np.flatnonzero((split == s) & (label == kind))[:ROTATED_ROWS] for s in ("train", "test") for kind in (0, 1)]
-    )
-    part = table.take(rows)
+    part = _take(folder / TABLE_NAME, rows)
     layers = len(projector.generator.resolutions)
 
     def tensor(name: str) -> Tensor:
@@ -171,15 +169,5 @@ def _rotate(config: Config, projector: Projector, table: pa.Table, folder: Path)
     moved = torch.full_like(values[attribute.name], value)
     images = projector.generator.synthesize(with_value(projector.generator, projector.controllers[attribute.name], styles, moved))
     np.save(folder / "rotated.npy", to_uint8(images).cpu().numpy())
-    described = {"rows": rows.tolist(), "attribute": attribute.name, "value": value, "unit": attribute.unit}
+    described = {"rows": list(rows), "attribute": attribute.name, "value": value, "unit": attribute.unit}
     write_json(folder / "rotated.json", described)
-
-
-def _summary(table: pa.Table) -> dict[str, float]:
-    split, label = table["split"].to_numpy(zero_copy_only=False), table["label"].to_numpy()
-    l1 = table["residual_l1"].to_numpy()
-    return {
-        f"{s}_{word}_l1": float(l1[(split == s) & (label == kind)].mean())
-        for s in ("train", "test")
-        for kind, word in ((0, "normal"), (1, "anomalous"))
-    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,12 @@ def without_password(uri: str) -> str:
     if "@" not in parts.netloc:
         return uri
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line that is fit for files and messages: MLflow quotes the address, password and all."""
+    lines = str(error).strip().splitlines()
+    return re.sub(r"://[^/@\s]+@", "://", lines[0] if lines else type(error).__name__)[:300]
 
 
 def artifact_location(uri: str) -> str | None:
@@ -57,10 +64,11 @@ def open_client(uri: str) -> MlflowClient:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from mlflow import MlflowClient
 
-    # The migrations of a fresh database are dozens of lines that tell a reader nothing.
-    for name in ("alembic", "mlflow.store.db.utils"):
+    # The migrations of a fresh database, and the steps of logging a model, are lines that tell a reader nothing.
+    for name in ("alembic", "mlflow.store.db.utils", "mlflow.pyfunc"):
         logging.getLogger(name).setLevel(logging.WARNING)
     path = sqlite_path(uri)
     if path is None:
@@ -70,6 +78,35 @@ def open_client(uri: str) -> MlflowClient:
         client = MlflowClient(tracking_uri=uri)
         client.search_experiments(max_results=1)  # the client opens its store on first use
     return client
+
+
+@contextmanager
+def active_store(uri: str) -> Iterator[None]:
+    """Make a store the one that MLflow's module-level functions use, for a while; not for several threads."""
+    import mlflow
+
+    before = {name: os.environ.get(name) for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID")}
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri("")
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without what MLflow prints; what it raises is raised."""
+    from mlflow.utils.logging_utils import disable_logging, enable_logging
+
+    disable_logging()
+    try:
+        yield
+    finally:
+        enable_logging()
 
 
 @contextmanager

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import normscape
 from normscape.config import Config
+from normscape.configio import config_digest
+from normscape.stages.provenance import code_version
 
 MAX_PARAM_LENGTH = 500
 """Older servers take no longer parameter values; newer ones take 6000."""
@@ -17,11 +21,36 @@ MAX_ARTIFACT_BYTES = 5_000_000
 ARTIFACT_SUFFIXES = (".parquet", ".png", ".json", ".jsonl", ".html", ".yaml")
 """Tables, pictures and records; weights and image arrays stay on disk."""
 PAGE_MAX_BYTES = 15_000_000
+JOB_VARIABLE = "NORMSCAPE_RAY_JOB_ID"
+"""Environment variable with the id of the cluster's job that the run is part of."""
 
 
-def metric_name(stage: str, name: str) -> str:
-    """`<stage>/<name>` with characters that MLflow refuses replaced by `_`."""
-    return re.sub(r"[^\w\-. :/]", "_", f"{stage}/{name}")
+def metric_name(name: str, stage: str = "") -> str:
+    """`<name>`, or `<stage>/<name>`, with characters that MLflow refuses replaced by `_`."""
+    return re.sub(r"[^\w\-. :/]", "_", f"{stage}/{name}" if stage else name)
+
+
+def stage_tags(config: Config) -> dict[str, str]:
+    """Tags of a stage's run: code, configuration, and the cluster's job where there is one."""
+    code = code_version()
+    tags = {
+        "normscape.version": normscape.__version__,
+        "normscape.code_version": code,
+        "normscape.config_digest": config_digest(config),
+        "mlflow.source.name": "normscape",
+        "mlflow.source.type": "LOCAL",
+    }
+    if code != normscape.__version__:  # a git commit
+        tags["mlflow.source.git.commit"] = code.removesuffix("-dirty")
+        tags["normscape.git_dirty"] = str(code.endswith("-dirty")).lower()
+    job = os.environ.get(JOB_VARIABLE)
+    return tags | {"normscape.ray_job_id": job, "mlflow.source.type": "JOB"} if job else tags
+
+
+def run_tags(config: Config, run_folder: Path) -> dict[str, str]:
+    """Tags of the experiment run: those of its stages, its folder and its description."""
+    note = {"mlflow.note.content": config.description} if config.description else {}
+    return stage_tags(config) | {"normscape.run_folder": str(run_folder.resolve())} | note
 
 
 def flat_params(config: Config) -> dict[str, str]:

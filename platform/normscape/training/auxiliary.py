@@ -1,8 +1,15 @@
-"""Training of the auxiliary networks, and how well they do (thesis III.A.3a, IV.A.1)."""
+"""Training of the auxiliary networks, and how well they do (thesis III.A.3a, IV.A.1).
+
+Several workers share the rows of each global batch. Each looks at its own rows alone: batch normalisation takes their
+statistics, triplets are formed within them (a share holds whole subjects). Gradients are averaged, so that all weights stay
+alike; the running statistics of a checkpoint are rank 0's. Another number of workers therefore gives another, equally good
+network, and one worker gives the network of a training without any.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +23,7 @@ from normscape.datasets.samples import SampleSet
 from normscape.losses.triplet import semi_hard_triplet_loss, separated_shares
 from normscape.networks.auxiliary import AuxiliaryNetwork, denormalize_value, freeze, normalize_value, output_distance
 from normscape.training.checkpoint import TrainingState
+from normscape.training.communicator import Communicator, share
 from normscape.training.recorder import Recorder
 from normscape.training.seeding import seeded
 
@@ -29,6 +37,8 @@ def train_auxiliary(
     digest: str,
     device: torch.device,
     recorder: Recorder,
+    communicator: Communicator | None = None,
+    saved: Callable[[int], None] = lambda step: None,
 ) -> AuxiliaryNetwork:
     """Train one attribute's network: triplet loss for an embedding, L2 for a value; SGD with Nesterov momentum.
 
@@ -39,12 +49,19 @@ def train_auxiliary(
         folder: holds this network's checkpoints, one an epoch.
         digest: identifies the configuration in the checkpoints.
         device: where to train.
-        recorder: receives loss and progress.
+        recorder: receives loss and progress from rank 0.
+        communicator: the workers that share the batch.
+        saved: called by every worker when a checkpoint is complete, with its step.
 
     Returns:
         The frozen network.
+
+    Raises:
+        ValueError: the batch cannot be shared out evenly among the workers.
     """
     settings = attribute.auxiliary
+    communicator = communicator or Communicator()
+    first, several = communicator.rank == 0, communicator.size > 1
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeded(config.seed, "auxiliary", attribute.name, "weights").initial_seed())
         network = AuxiliaryNetwork.from_config(attribute, config).to(device)
@@ -59,6 +76,8 @@ def train_auxiliary(
     )
     state = TrainingState(digest, {"network": network}, {"sgd": optimizer})
     start = state.load_latest(folder)
+    communicator.broadcast(network.state_dict().values())
+    rows = batch_share(attribute, communicator)
     subject_index = SubjectIndex(samples)
     network.train()
     losses: list[Tensor] = []
@@ -70,6 +89,8 @@ def train_auxiliary(
             index = subject_index.batch(settings.batch_size // settings.views_per_subject, settings.views_per_subject, random)
         else:
             index = torch.randint(len(samples), (settings.batch_size,), generator=random)
+        if several:
+            index, random = index[rows], seeded(config.seed, "auxiliary", attribute.name, step, communicator.rank)
         images = augment(samples.batch(index).to(device), config.augmentation, hue=settings.augment_hue, generator=random)
         output = network(images)
         if attribute.kind == "embedding":
@@ -78,16 +99,40 @@ def train_auxiliary(
             assert attribute.column is not None
             loss = F.mse_loss(output, normalize_value(attribute, samples.values[attribute.column][index].to(device)))
         optimizer.zero_grad(set_to_none=True)
+        loss = loss / communicator.size  # this worker's part of the mean
         loss.backward()
+        if several:
+            communicator.sum([p.grad for p in network.parameters() if p.grad is not None])
         optimizer.step()
         losses.append(loss.detach())
-        recorder.progress(step + 1, total)
+        if first:
+            recorder.progress(step + 1, total)
         if (step + 1) % steps_per_epoch == 0:
-            recorder.metrics({f"{attribute.name}/loss": torch.stack(losses).mean().item()}, step + 1)
+            mean = torch.stack(losses).mean()
+            communicator.sum([mean])
             losses.clear()
-            state.save(folder, step + 1)
+            if first:
+                recorder.metrics({f"{attribute.name}/loss": mean.item()}, step + 1)
+                state.save(folder, step + 1)
+            saved(step + 1)
     freeze(network)
     return network
+
+
+def batch_share(attribute: AttributeConfig, communicator: Communicator) -> Tensor:
+    """Rows of a global batch that a worker takes: whole subjects of an embedding's batch, at least two, or any rows.
+
+    Raises:
+        ValueError: the batch cannot be shared out evenly among the workers.
+    """
+    settings = attribute.auxiliary
+    if attribute.kind == "value":
+        return share(settings.batch_size, 1, communicator)
+    subjects, views = settings.batch_size // settings.views_per_subject, settings.views_per_subject
+    chosen = share(subjects, 1, communicator)
+    if len(chosen) < 2 and communicator.size > 1:
+        raise ValueError(f"{subjects} subjects cannot be shared out among {communicator.size} workers, two or more each")
+    return (chosen[:, None] * views + torch.arange(views)).flatten()
 
 
 class SubjectIndex:

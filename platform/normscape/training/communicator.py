@@ -27,27 +27,32 @@ class Communicator:
 
 
 class ProcessGroup(Communicator):
-    """The workers of the default `torch.distributed` process group (gloo on CPU, NCCL on GPUs)."""
+    """The workers of the default `torch.distributed` process group (gloo on CPU, NCCL on GPUs).
 
-    def __init__(self) -> None:
-        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+    Args:
+        first: only the first so many of them, all when empty. Every worker makes this together, those too that do not belong.
+    """
+
+    def __init__(self, first: int | None = None) -> None:
+        self.rank, self.size = dist.get_rank(), first or dist.get_world_size()
+        self._group = None if first is None else dist.new_group(list(range(first)))
 
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
         """See `Communicator`."""
         for tensor in tensors:
-            dist.broadcast(tensor, src=0)
+            dist.broadcast(tensor, src=0, group=self._group)
 
     def sum(self, tensors: Sequence[Tensor]) -> None:
         """See `Communicator`."""
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-        dist.all_reduce(flat)
+        dist.all_reduce(flat, group=self._group)
         for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
     def gather(self, x: Tensor) -> Tensor:
         """See `Communicator`."""
         parts = [torch.empty_like(x, requires_grad=False) for _ in range(self.size)]
-        dist.all_gather(parts, x.detach().contiguous())
+        dist.all_gather(parts, x.detach().contiguous(), group=self._group)
         parts[self.rank] = x
         return torch.cat(parts)
 

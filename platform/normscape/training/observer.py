@@ -75,10 +75,14 @@ class GanObserver:
     def distances(self, generator: Generator, batch_size: int = 256) -> dict[str, float]:
         """Frechet and kernel (polynomial MMD) distance between generated and training images."""
         count = self.config.gan.quality_samples
-        frechet = FrechetInceptionDistance(feature=self.features, reset_real_features=False).to(self.device)
+        frechet = FrechetInceptionDistance(feature=self.features, reset_real_features=False, sync_on_compute=False).to(
+            self.device
+        )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # it keeps all features: a few thousand short vectors
-            kernel = KernelInceptionDistance(feature=self.features, subsets=20, subset_size=min(500, count)).to(self.device)
+            kernel = KernelInceptionDistance(
+                feature=self.features, subsets=20, subset_size=min(500, count), sync_on_compute=False
+            ).to(self.device)
         random = seeded(self.config.seed, "quality")
         index = torch.randint(len(self.samples), (count,), generator=random)
         z = draw_latents(count, generator, random)

@@ -1,0 +1,1 @@
+"""Ray: the cluster, training on several workers, projection by a pool of actors, sweeps."""

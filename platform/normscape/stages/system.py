@@ -1,0 +1,291 @@
+"""The scored system as one object: from images and known conditions to anomaly scores.
+
+It is put together from the folders of a finished run, or from a package: a folder that holds nothing but what scoring needs
+(`config.yaml`, and below the name of each stage its weights, style space and fitted detectors).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from normscape.config import AttributeConfig, Config
+from normscape.configio import dump_yaml, load_config
+from normscape.datasets.samples import to_uint8, to_unit_range
+from normscape.errors import CheckpointError, DataError, UserError
+from normscape.inversion.projector import Projection, Projector
+from normscape.scoring.detectors import Array, Detector, ThresholdDetector
+from normscape.scoring.forest import ForestDetector
+from normscape.stages.files import read_json
+from normscape.stages.models import load_projector
+from normscape.stages.status import stage_status
+
+MAIN_DETECTOR = "forest"
+"""Its score is the anomaly score: the forest on the features that `scoring.features` names."""
+PARTS: dict[str, tuple[str, ...]] = {
+    "auxiliary": ("*.safetensors",),
+    "gan": ("generator.safetensors", "discriminator.safetensors", "encoder.safetensors"),
+    "controllers": ("*.safetensors",),
+    "latents": ("style_space.safetensors",),
+    "score": ("*.skops", "forest*.json", "l1.json", "detectors.json"),
+}
+"""Stages whose folders make the system, and their files that belong to it."""
+_PERCEPTUAL = "perceptual"
+
+
+@dataclass(frozen=True)
+class FittedDetector:
+    """A detector, the columns it reads, and its threshold inside."""
+
+    detector: Detector
+    features: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ScoredSystem:
+    """Projects images and scores them with the detectors of a finished run.
+
+    Attributes:
+        config: the experiment.
+        projector: generator, controllers, style space and everything else that projects.
+        detectors: the fitted detectors that lie in the score stage's folder, by name; `forest` and `l1` among them.
+
+    Example:
+        >>> system = ScoredSystem.from_run(Path("runs/chairs-demo"))  # doctest: +SKIP
+        >>> system.score(images, {"angle": angles_degrees})["anomaly_score"]  # doctest: +SKIP
+    """
+
+    config: Config
+    projector: Projector
+    detectors: Mapping[str, FittedDetector]
+
+    @classmethod
+    def load(cls, config: Config, folders: Mapping[str, Path], device: torch.device) -> ScoredSystem:
+        """Put the system together.
+
+        Args:
+            config: the experiment.
+            folders: the finished folders of the stages in `PARTS`, by name.
+            device: where to compute.
+
+        Raises:
+            CheckpointError: weights are missing, damaged, or of other networks.
+            DataError: a detector's file is missing or damaged.
+        """
+        return cls(config, load_projector(config, folders, device), load_detectors(folders["score"]))
+
+    @classmethod
+    def from_run(cls, run_folder: Path, device: torch.device | None = None) -> ScoredSystem:
+        """The system of a finished run, under the configuration that the run folder holds.
+
+        Raises:
+            UserError: a stage is not finished; see `load` for the others.
+        """
+        config = load_config(run_folder / "config.yaml")
+        return cls.load(config, finished_folders(config, run_folder), device or torch.device("cpu"))
+
+    @classmethod
+    def from_package(cls, folder: Path, device: torch.device | None = None) -> ScoredSystem:
+        """The system that `write_package` wrote.
+
+        Raises:
+            CheckpointError: a part of the package is missing.
+        """
+        if not (folder / "config.yaml").is_file():
+            raise CheckpointError(f"{folder}: expected a packaged system, found no config.yaml")
+        config = load_config(folder / "config.yaml")
+        weights = sorted((folder / _PERCEPTUAL).glob("*"))
+        if weights:
+            projection = config.projection.model_copy(update={"perceptual_path": weights[0]})
+            config = config.model_copy(update={"projection": projection})
+        return cls.load(config, {stage: folder / stage for stage in PARTS}, device or torch.device("cpu"))
+
+    @property
+    def threshold(self) -> float:
+        """Anomaly scores above it are called anomalous; stored with the detector."""
+        return self.detectors[MAIN_DETECTOR].detector.threshold_
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(C, *S) of an image."""
+        return (self.config.image_channels, *[self.config.image_size] * self.config.dims)
+
+    def score(
+        self, images: ArrayLike | Tensor, conditions: Mapping[str, ArrayLike], *, reconstructions: bool = False
+    ) -> pa.Table:
+        """Score images. One image gets the same numbers alone and among others.
+
+        Args:
+            images: `(N, C, *S)`, uint8 in 0..255 or floats in [-1, 1].
+            conditions: value attribute to its known values in natural units, `(N, D)`; `(N,)` where D is 1.
+            reconstructions: add the column `reconstruction`.
+
+        Returns:
+            A table of N rows: `anomaly_score` (higher is more abnormal), `anomalous` (0 or 1), `<detector>_score`, columns of
+            the conditions, `length/<sub-space>/<resolution>` (whitened), `residual_*` (of images in [-1, 1]), and
+            `reconstruction` (uint8, C x S values in a row).
+
+        Raises:
+            DataError: images or conditions are not what the configuration says.
+        """
+        pictures = self._images(images)
+        values = {a.name: _values(a, conditions, len(pictures)) for a in self.config.value_attributes}
+        unknown = sorted(set(conditions) - set(values))
+        if unknown:
+            raise DataError(f"conditions: {', '.join(unknown)} unknown; the system knows {', '.join(values) or 'none'}")
+        size = self.config.projection.batch_size
+        parts = [
+            self._batch(pictures[i : i + size], {name: value[i : i + size] for name, value in values.items()}, reconstructions)
+            for i in range(0, len(pictures), size)
+        ]
+        if not parts:
+            raise DataError("images: expected at least one image, found none")
+        return pa.concat_tables(parts)
+
+    def _batch(self, images: Tensor, values: Mapping[str, Tensor], reconstructions: bool) -> pa.Table:
+        projection = self.projector.project(images, values)
+        columns = condition_columns(self.config, values) | projection_columns(self.projector, projection)
+        scores = {name: fitted.detector.decision_function(_matrix(columns, fitted)) for name, fitted in self.detectors.items()}
+        main = scores[MAIN_DETECTOR]
+        table: dict[str, Any] = {"anomaly_score": main, "anomalous": (main > self.threshold).astype(np.int64)}
+        table |= {f"{name}_score": score for name, score in scores.items()} | columns
+        if reconstructions:
+            flat = to_uint8(projection.images).cpu().flatten(1).numpy()
+            table["reconstruction"] = pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), flat.shape[1])
+        return pa.table(table)
+
+    def _images(self, images: ArrayLike | Tensor) -> Tensor:
+        """float32 in [-1, 1]."""
+        given = images if isinstance(images, Tensor) else torch.from_numpy(np.array(images))
+        if tuple(given.shape[1:]) != self.image_shape:
+            raise DataError(f"images: expected shape (N, {', '.join(map(str, self.image_shape))}), found {tuple(given.shape)}")
+        if given.dtype == torch.uint8:
+            return to_unit_range(given)
+        if not given.is_floating_point():
+            raise DataError(
+                f"images: expected uint8 in 0..255 or floats in [-1, 1], found {str(given.dtype).removeprefix('torch.')}"
+            )
+        if not bool(torch.isfinite(given).all()) or (given.numel() and float(given.abs().max()) > 1.0):
+            raise DataError("images: expected floats in [-1, 1], found values outside")
+        return given.float()
+
+
+def projection_columns(projector: Projector, projection: Projection) -> dict[str, NDArray[np.float32]]:
+    """Lengths and residuals of a batch, `(B,)` each, named as in the table of projections."""
+    columns = {}
+    for name, lengths in projection.lengths().items():
+        for resolution, r in zip(projector.generator.resolutions, lengths.cpu().numpy().T, strict=True):
+            columns[f"length/{name}/{resolution}"] = r
+    return columns | {name: value.cpu().numpy() for name, value in projection.residuals.items()}
+
+
+def condition_columns(config: Config, values: Mapping[str, Tensor]) -> dict[str, NDArray[np.float32]]:
+    """Conditions of a batch as columns `(B,)`, named as in the table of projections."""
+    columns: dict[str, NDArray[np.float32]] = {}
+    for attribute in config.value_attributes:
+        value, column = values[attribute.name].numpy(), attribute.column or ""
+        names = [column] if value.shape[1] == 1 else [f"{column}_{i}" for i in range(value.shape[1])]
+        columns |= dict(zip(names, value.T, strict=True))
+    return columns
+
+
+def load_detectors(folder: Path) -> dict[str, FittedDetector]:
+    """The detectors of a finished `score` folder that are kept as files: the forests and the L1 threshold.
+
+    Raises:
+        DataError: a file is missing or damaged.
+    """
+    described = read_json(folder / "detectors.json")
+    if MAIN_DETECTOR not in described:
+        raise DataError(f"{folder / 'detectors.json'}: expected the detectors' descriptions, found no `{MAIN_DETECTOR}`")
+    found: dict[str, FittedDetector] = {}
+    for name, entry in described.items():
+        if entry.get("fitted_to") == "ForestDetector":
+            forest, features = ForestDetector.load(folder / f"{name}.skops")
+            found[name] = FittedDetector(forest, tuple(features))
+        elif entry.get("fitted_to") == "ThresholdDetector":
+            found[name] = FittedDetector(ThresholdDetector.load(folder / f"{name}.json"), tuple(entry["features"]))
+    return found
+
+
+def finished_folders(config: Config, run_folder: Path) -> dict[str, Path]:
+    """The finished folders of a run, by stage.
+
+    Raises:
+        UserError: one that the system needs is not finished under this configuration.
+    """
+    status = stage_status(config, run_folder.resolve().parent)
+    found = {stage.name: stage.folder for stage in status if stage.state == "finished" and stage.folder is not None}
+    missing = [name for name in PARTS if name not in found]
+    if missing:
+        raise UserError(f"{run_folder}: not finished yet: {', '.join(missing)}; run it to its end first")
+    return found
+
+
+def write_package(config: Config, folders: Mapping[str, Path], destination: Path) -> None:
+    """Copy what `ScoredSystem.from_package` reads into a new folder.
+
+    Args:
+        config: the experiment.
+        folders: the finished folders of the stages in `PARTS`.
+        destination: made here.
+    """
+    destination.mkdir(parents=True)
+    (destination / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
+    for stage, patterns in PARTS.items():
+        (destination / stage).mkdir()
+        for pattern in patterns:
+            for path in folders[stage].glob(pattern):
+                shutil.copyfile(path, destination / stage / path.name)
+    weights = config.projection.perceptual_path
+    if weights is not None:
+        (destination / _PERCEPTUAL).mkdir()
+        shutil.copyfile(weights, destination / _PERCEPTUAL / os.path.basename(weights))
+
+
+def system_digest(folders: Mapping[str, Path]) -> str:
+    """Digest of a system's files and of the scores that it gave: two trainings of one configuration differ."""
+    found = hashlib.sha256()
+    for stage, patterns in PARTS.items():
+        for path in sorted({path for pattern in patterns for path in folders[stage].glob(pattern)}):
+            found.update(f"{stage}/{path.name}".encode())
+            found.update(path.read_bytes())
+    found.update((folders["score"] / "scores.parquet").read_bytes())
+    return found.hexdigest()
+
+
+def _matrix(columns: Mapping[str, NDArray[np.float32]], fitted: FittedDetector) -> Array:
+    """Features `(B, F)` in the detector's order."""
+    missing = [name for name in fitted.features if name not in columns]
+    if missing:
+        raise DataError(
+            f"a detector asks for {', '.join(missing)}, which the projection does not give; was it fitted to another?"
+        )
+    return np.stack([columns[name].astype(np.float64) for name in fitted.features], axis=1)
+
+
+def _values(attribute: AttributeConfig, conditions: Mapping[str, ArrayLike], count: int) -> Tensor:
+    """One attribute's conditions as float32 `(N, D)`."""
+    if attribute.name not in conditions:
+        raise DataError(f"conditions: `{attribute.name}` is missing; expected ({count}, {attribute.output_dim}) {attribute.unit}")
+    try:
+        given = np.array(conditions[attribute.name], dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"conditions: `{attribute.name}` must be numbers, found something else ({error})") from error
+    value = given[:, None] if given.ndim == 1 else given
+    if value.shape != (count, attribute.output_dim):
+        raise DataError(f"conditions: `{attribute.name}` must have shape ({count}, {attribute.output_dim}), found {given.shape}")
+    if not np.isfinite(value).all():
+        raise DataError(f"conditions: `{attribute.name}` must be finite, found NaN or infinity")
+    return torch.from_numpy(value)

