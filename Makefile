@@ -7,7 +7,7 @@ CODE   := platform/normscape tests $(wildcard jobs infra)
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench services services-stop docs-reference clean
+.PHONY: help demo test test-cluster lint bench services services-stop docs-reference clean
 
 help:            ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,8 +29,11 @@ lint: $(STAMP)   ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(CODE)
 
-test: lint       ## style, types and all tests
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: lint       ## style, types and tests
+	$(BIN)/python -m pytest -m "not cluster" $(PYTEST_ARGS)
+
+test-cluster: $(STAMP)   ## tests with real Ray, MLflow and PostgreSQL processes; about half an hour
+	$(BIN)/python -m pytest -m cluster $(PYTEST_ARGS)
 
 bench: $(STAMP)  ## speed and memory, as ratios
 	$(BIN)/python jobs/benchmark.py

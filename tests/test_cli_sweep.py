@@ -48,7 +48,7 @@ def tiny(folder: Path) -> Path:
     return path
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_distances_are_measured_drawn_and_turned_into_thresholds(
     app: typer.Typer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

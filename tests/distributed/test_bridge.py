@@ -11,7 +11,7 @@ import ray
 from normscape.distributed.bridge import BridgeRecorder, deliver, open_mailbox
 from normscape.training.recorder import SilentRecorder
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.cluster
 
 
 class Keep(SilentRecorder):

@@ -86,7 +86,7 @@ def test_results_must_outlive_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
     assert job_id(own=True) is None
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_a_connection_that_is_there_is_used_and_left(local_ray: None) -> None:
     """No second Ray is started, and the first one lives on after an inner connection."""
     with connect("local") as own:

@@ -28,7 +28,7 @@ from normscape.stages.core import StageContext
 from normscape.stages.shards import plan_shards
 from normscape.training.recorder import SilentRecorder
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.cluster
 DATA = {"train_subjects": 4, "test_subjects": 2, "angle_step_degrees": 15.0, "supersample": 1}
 FILES = ("projections.parquet", "quarantined.parquet", "inputs.npy", "reconstructions.npy", "rotated.npy", "rotated.json")
 IMAGES, SHARDS = 30, 15

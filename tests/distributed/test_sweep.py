@@ -102,7 +102,7 @@ def config(toy_config: Callable[..., Config]) -> Config:
     return toy_config(scoring={"folds": 2})
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_forest_grid_tries_everything_once_and_is_recorded(local_ray: None, tmp_path: Path, config: Config) -> None:
     """Every combination is a trial and a nested run; the winner's file loads and changes the scoring alone."""
     result = run(write_forest(tmp_path, config))
@@ -127,7 +127,7 @@ def test_forest_grid_tries_everything_once_and_is_recorded(local_ray: None, tmp_
     assert {"index.html", "best.yaml", "trials.parquet"} <= artifacts
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_failed_trials_are_reported_and_tried_again_on_request(local_ray: None, tmp_path: Path, config: Config) -> None:
     """A trial that raises is FAILED in MLflow, in the table and on the page, with its reason; the others count all the same."""
     path = write_forest(tmp_path, config, broken=True)
@@ -161,7 +161,7 @@ def test_failed_trials_are_reported_and_tried_again_on_request(local_ray: None, 
     assert [r.info.status for r in (parent, *children)] == ["FINISHED"] * 5
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_a_sweep_without_any_success_is_an_error(local_ray: None, tmp_path: Path, config: Config) -> None:
     path = write_forest(tmp_path, config, broken=True, space=SPACE | {"features": ["residuals"]})
     with pytest.raises(UserError, match=r"no trial succeeded; 2 of 2 trials FAILED:\n  trial 1, 2: .*residual_l2"):
@@ -170,7 +170,7 @@ def test_a_sweep_without_any_success_is_an_error(local_ray: None, tmp_path: Path
     assert {r.info.status for r in (parent, *children)} == {"FAILED"}
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_optuna_goes_on_from_what_it_knows(local_ray: None, tmp_path: Path, config: Config) -> None:
     """More trials are asked for later: the first ones stand, and the new ones are new."""
     space = {"max_depth": [2, 9], "n_estimators": [3, 40], "min_samples_leaf": [1, 9]}
@@ -312,7 +312,7 @@ def start_job(path: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_killed_thresholds_sweep_goes_on(tmp_path: Path) -> None:
     """SIGKILL of the driver after its first trial: run again, it keeps that trial, ends the others, and records nothing twice."""
     path = write_thresholds(tmp_path)

@@ -21,7 +21,7 @@ from normscape.errors import CheckpointError
 from normscape.stages.core import StageFunction, run_stages
 from normscape.stages.recording import Listeners
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.cluster
 GAN = {"steps": 40, "checkpoint_interval": 5, "log_interval": 2, "sample_interval": 20, "batch_size": 8}
 DATA = {"angle_step_degrees": 29.0, "supersample": 1}
 

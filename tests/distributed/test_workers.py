@@ -41,7 +41,7 @@ def test_most_workers_that_can_share_every_batch(toy_config: Callable[..., Confi
     assert [sharing("auxiliary", config, n) for n in (1, 2, 3, 4)] == [1, 2, 2, 2]
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_a_ray_of_our_own_that_is_too_small_is_a_persons_error(
     toy_config: Callable[..., Config], local_ray: None, capsys: pytest.CaptureFixture[str]
 ) -> None:

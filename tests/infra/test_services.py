@@ -108,7 +108,7 @@ def running(tmp_path: Path) -> Iterator[tuple[Path, list[int], str]]:
         call("stop", f"--folder={tmp_path}")
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_services_start_for_their_owner_alone_and_stop_without_touching_others(running: tuple[Path, list[int], str]) -> None:
     """One story, because a start takes most of a minute: start, use, start again, stop, stop again."""
     folder, (ray_port, _, dashboard_port, mlflow_port), printed = running
@@ -171,7 +171,7 @@ def test_services_start_for_their_owner_alone_and_stop_without_touching_others(r
     assert "nothing runs" in call("stop", f"--folder={folder}").stdout
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_a_part_that_fails_says_why_and_leaves_nothing_running(tmp_path: Path) -> None:
     """A port that Ray refuses: exit code 2, the end of its log, no stack trace of ours, no process, no note."""
     ports = free_ports(4)
@@ -245,7 +245,7 @@ print("FOUND" + json.dumps(found))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_postgres_keeps_its_data_and_listens_on_no_port(services: ModuleType) -> None:
     """A real database is made, used, stopped, and found again; PostgreSQL refuses root, so root hands over to `nobody`."""
     if services.postgres_programs() is None:

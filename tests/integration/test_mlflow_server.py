@@ -33,7 +33,7 @@ from normscape.tracking.registry import Registered, register_run, versions
 from normscape.tracking.runs import MlflowListener
 from normscape.tracking.store import open_client
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.cluster
 
 MODEL = "normscape-tiny"
 SECONDS = 300.0

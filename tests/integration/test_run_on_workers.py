@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.cluster
 Start = Callable[..., "subprocess.Popen[str]"]
 ON_RAY = ("--to", "gan", "--workers", "2", "--address", "local")
 
