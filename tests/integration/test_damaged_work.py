@@ -128,9 +128,7 @@ def test_a_full_disk(command: Command, tiny_yaml: Path, calm_run: Path, small_di
     run.mkdir()
     for name in names[: names.index(stage)]:
         for folder in calm_run.glob(f"{name}-????????"):
-            keep = shutil.ignore_patterns(
-                "*.png", "discriminator.safetensors", "sweep.npy", "scatter.parquet", "distances.parquet"
-            )
+            keep = shutil.ignore_patterns("*.png", "sweep.npy", "scatter.parquet", "distances.parquet")
             shutil.copytree(folder, run / folder.name, ignore=keep)
     filler = small_disk / "filler"
     free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
