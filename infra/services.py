@@ -130,6 +130,8 @@ def start_ray(state: State, folder: Path, given: argparse.Namespace) -> None:
     local = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
     # Ray's sockets, and its notes on "the cluster of this machine", apart from other people's.
     private = {"RAY_TMPDIR": state.scratch, "RAY_USAGE_STATS_ENABLED": "0"}
+    # A job's `python` is the first on the head's path: it must be the one with the packages.
+    private["PATH"] = f"{BIN}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     command = [
         *(str(BIN / "ray"), "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={given.ray_port}"),
         *("--dashboard-host=127.0.0.1", f"--dashboard-port={given.dashboard_port}", "--disable-usage-stats"),
