@@ -61,18 +61,33 @@ def open_samples(context: StageContext) -> tuple[SampleSet, SampleSet]:
         DataError: the data are not those that were split.
     """
     folder = context.inputs["prepare"]
+    samples = open_prepared(context.config, folder)
     split = read_json(folder / "split.json")
-    samples = _load(context.config, None)
+    index = {name: i for i, name in enumerate(samples.subjects)}
+    wanted = [torch.tensor([index[name] for name in split[part]]) for part in ("train", "test")]
+    train, test = (samples.select(torch.isin(samples.subject, part).nonzero().squeeze(1)) for part in wanted)
+    return train, test
+
+
+def open_prepared(config: Config, folder: Path) -> SampleSet:
+    """All samples, as stage `prepare` saw them; images stay on the disk where the source can be memory-mapped.
+
+    Args:
+        config: the experiment.
+        folder: the finished folder of stage `prepare`.
+
+    Raises:
+        DataError: the data are not those that were split.
+    """
+    split = read_json(folder / "split.json")
+    samples = _load(config, None)
     if list(samples.subjects) != split.get("subjects") or len(samples) != split.get("samples"):
         raise DataError(
             f"the data changed since {folder} was made: it holds {split.get('samples')} samples of "
             f"{len(split.get('subjects', []))} subjects, now there are {len(samples)} of {len(samples.subjects)}; "
             "run again with `--from prepare`"
         )
-    index = {name: i for i, name in enumerate(samples.subjects)}
-    wanted = [torch.tensor([index[name] for name in split[part]]) for part in ("train", "test")]
-    train, test = (samples.select(torch.isin(samples.subject, part).nonzero().squeeze(1)) for part in wanted)
-    return train, test
+    return samples
 
 
 def _load(config: Config, recorder: Recorder | None) -> SampleSet:

@@ -20,11 +20,11 @@ from torch import Tensor
 
 from normscape.config import Config
 from normscape.datasets.blots import draw_blots
-from normscape.datasets.samples import SampleSet, load_samples, to_uint8, to_unit_range
-from normscape.errors import DataError, UserError
+from normscape.datasets.samples import to_uint8, to_unit_range
+from normscape.errors import UserError
 from normscape.inversion.projector import Projection, Projector
-from normscape.stages.files import read_json
 from normscape.stages.models import load_projector
+from normscape.stages.prepare import open_prepared
 from normscape.stages.shards import Quarantined, Shard, quarantined_in, write_shard
 
 _LONGEST_REASON = 300
@@ -54,23 +54,6 @@ class _Part:
     table: pa.Table
     inputs: NDArray[np.uint8]
     reconstructions: NDArray[np.uint8]
-
-
-def open_prepared(config: Config, prepared: Path) -> SampleSet:
-    """All samples, as stage `prepare` saw them; images stay on the disk where the source can be memory-mapped.
-
-    Raises:
-        DataError: the data are not those that were split.
-    """
-    samples = load_samples(config.data, config.image_size)
-    split = read_json(prepared / "split.json")
-    if list(samples.subjects) != split.get("subjects") or len(samples) != split.get("samples"):
-        raise DataError(
-            f"the data changed since {prepared} was made: it holds {split.get('samples')} samples of "
-            f"{len(split.get('subjects', []))} subjects, now there are {len(samples)} of {len(samples.subjects)}; "
-            "run again with `--from prepare`"
-        )
-    return samples
 
 
 class ShardProjector:
