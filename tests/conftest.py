@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from normscape.config import Config
-from normscape.datasets.samples import SampleSet
+from normscape.datasets.prepared import SUBJECT_SCHEMA, PreparedCohort
+from normscape.datasets.samples import SampleSet, StoredImages
 
 SUBJECTS, ANGLES = 6, 16
 
@@ -108,11 +116,143 @@ def toy_samples() -> Callable[..., SampleSet]:
             )
         degrees = torch.linspace(0, 90, ANGLES).repeat(SUBJECTS)[:, None]
         return SampleSet(
-            images=images.flatten(0, 1),
+            images=StoredImages(images.flatten(0, 1)),
             subject=torch.arange(SUBJECTS).repeat_interleave(ANGLES),
             subjects=tuple(f"toy-{i}" for i in range(SUBJECTS)),
             values={"angle_degrees": degrees},
             sample_id=torch.arange(SUBJECTS * ANGLES),
         )
+
+    return make
+
+
+def toy_brain_settings() -> dict[str, Any]:
+    """The least possible experiment in 3D with masks: identity, age and position of grey patches of side 8."""
+    settings = toy_settings(dims=3)
+    identity, _ = settings["attributes"]
+    auxiliary = identity["auxiliary"]
+    shared = {"kind": "value", "latent_dim": 6, "distance": "l1", "tau_same": 0.02, "tau_different": 0.2, "auxiliary": auxiliary}
+    age = {"name": "age", "output_dim": 1, "column": "age_years", "value_min": 20.0, "value_max": 80.0, "unit": "years"}
+    position = {"name": "position", "output_dim": 3, "column": "position_mm", "value_min": -80, "value_max": 80, "unit": "mm"}
+    return settings | {
+        "image_channels": 1,
+        "data": {"source": "brain", "train_subjects": 4, "test_subjects": 2},
+        "augmentation": {"pad_fraction": 0.0},
+        "attributes": [identity, shared | age, shared | position],
+        "gan": settings["gan"] | {"reconstruction_weight": 5.0, "warmup_steps": 3, "path_length_weight": 0.0},
+        "controllers": settings["controllers"] | {"source": "encoder"},
+        "projection": settings["projection"] | {"perceptual": "ssim", "start": "encoder"},
+    }
+
+
+@pytest.fixture
+def toy_brain_config() -> Callable[..., Config]:
+    """Makes the toy configuration of a brain; `toy_brain_config(gan={"steps": 2})` changes some of it."""
+
+    def make(**changes: Any) -> Config:
+        settings = toy_brain_settings()
+        for name, value in changes.items():
+            settings[name] = settings[name] | value if isinstance(value, dict) and name in settings else value
+        return Config.model_validate(settings)
+
+    return make
+
+
+@dataclass(frozen=True)
+class ToyPatches:
+    """Smooth patches under masks, noise outside; augmented patches are shifted in intensity and their noise is drawn anew."""
+
+    brain: torch.Tensor
+    mask: torch.Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, *S) of one patch."""
+        return tuple(self.brain.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.brain)
+
+    def draw(self, rows: torch.Tensor, random: torch.Generator | None = None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Patches float32 (B, 1, *S)."""
+        brain = self.brain[rows]
+        shift = 0.0 if random is None else 0.2 * torch.rand(len(rows), 1, 1, 1, 1, generator=random)
+        noise = torch.randn(self.brain.shape, generator=torch.Generator().manual_seed(0))[rows]
+        noise = noise if random is None else torch.randn(brain.shape, generator=random)
+        return torch.where(self.mask[rows], brain + shift, 0.3 * noise).clamp(-1, 1), {}
+
+    def masks(self, rows: torch.Tensor) -> torch.Tensor:
+        """Bool (B, 1, *S)."""
+        return self.mask[rows]
+
+
+@pytest.fixture
+def toy_brain_samples() -> Callable[..., SampleSet]:
+    """Makes toy patches: the subject's and age's grey with a slope of the place; a corner of each is background."""
+
+    def make(side: int = 8, each: int = 12) -> SampleSet:
+        count, random = SUBJECTS * each, torch.Generator().manual_seed(0)
+        subject = torch.arange(SUBJECTS).repeat_interleave(each)
+        age = 20 + 10 * subject[:, None].float()
+        position = torch.rand(count, 3, generator=random) * 100 - 50
+        axis = torch.linspace(-0.5, 0.5, side)
+        grid = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij")).flatten(1)
+        brain = (position / 100 @ grid).view(count, 1, side, side, side) + (subject / SUBJECTS - 0.5).view(-1, 1, 1, 1, 1)
+        mask = torch.ones(count, 1, side, side, side, dtype=torch.bool)
+        mask[..., : side // 2, :, : side // 2] = False
+        values = {"age_years": age, "position_mm": position}
+        names = tuple(f"person-{i}" for i in range(SUBJECTS))
+        return SampleSet(ToyPatches(brain, mask), subject, names, values, torch.arange(count))
+
+    return make
+
+
+COHORT_SHAPE = (26, 28, 24)
+
+
+@pytest.fixture
+def prepared_cohort(tmp_path: Path) -> Callable[..., PreparedCohort]:
+    """Writes a small prepared cohort and opens it: ellipsoids of three tissues, in volumes of 26 x 28 x 24 voxels of 2 mm.
+
+    Nine scans of eight persons (`p-0` comes twice, `p-7` has no known age), from two sites with other intensities. The brain
+    touches the upper face of the volume. `volumes` replaces the intensities.
+    """
+
+    def make(name: str = "cohort", volumes: NDArray[np.floating] | None = None, spacing_mm: float = 2.0) -> PreparedCohort:
+        folder = tmp_path / name
+        folder.mkdir()
+        random = np.random.default_rng(0)
+        people = [0, 0, 1, 2, 3, 4, 5, 6, 7]
+        grid = np.stack(np.meshgrid(*(np.arange(n) for n in COHORT_SHAPE), indexing="ij"), axis=-1).astype(float)
+
+        def ellipsoid(scale: float) -> NDArray[np.floating]:
+            return np.linalg.norm((grid - (15, 14, 12)) / (np.array([11.5, 12.0, 10.5]) * scale), axis=-1)
+
+        masks, scans = [], []
+        for scan, person in enumerate(people):
+            depth = ellipsoid(0.92 + 0.02 * person)
+            tissue = np.select([depth < 0.3, depth < 0.7], [200.0, 1000.0], 650.0) * (1.5 if person % 2 else 1.0)
+            masks.append(depth < 1)
+            scans.append((tissue + random.normal(scale=60 + 5 * scan, size=COHORT_SHAPE)) * masks[-1])
+        affine = np.array([[0, 0, -spacing_mm, 30], [0, spacing_mm, 0, -40], [spacing_mm, 0, 0, -20], [0, 0, 0, 1]], float)
+        described = {"name": "toy cohort", "source": "table", "spacing_mm": spacing_mm, "affine": affine.tolist()}
+        (folder / "cohort.json").write_text(json.dumps(described), encoding="utf-8")
+        rows = [
+            {
+                "subject": f"p-{person}",
+                "session": f"{scan}",
+                "age_years": None if person == 7 else 20.0 + 8 * person + scan,
+                "sex": "F",
+                "site": "north" if person % 2 else "south",
+                "scan": f"{scan}.nii.gz",
+            }
+            for scan, person in enumerate(people)
+        ]
+        pq.write_table(pa.Table.from_pylist(rows, schema=SUBJECT_SCHEMA), folder / "subjects.parquet")
+        np.save(folder / "volumes.npy", np.asarray(scans if volumes is None else volumes, np.float16))
+        np.save(folder / "masks.npy", np.asarray(masks, np.uint8))
+        np.save(folder / "atlas.npy", (ellipsoid(1.0) < 1).astype(np.float32))
+        np.save(folder / "atlas_mask.npy", (ellipsoid(1.0) < 1).astype(np.uint8))
+        return PreparedCohort.open(folder)
 
     return make

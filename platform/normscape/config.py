@@ -26,16 +26,17 @@ class Section(BaseModel):
 
 
 class DataConfig(Section):
-    """Where the images come from and how the subjects are split (thesis III.A.1)."""
+    """Where the images come from and how the subjects are split (thesis III.A.1, III.B.1)."""
 
-    source: Literal["chairs", "rc49"] = "chairs"
-    """`chairs` renders the vendored chair models; `rc49` reads the RC-49 HDF5 file at `path`."""
+    source: Literal["chairs", "rc49", "brain"] = "chairs"
+    """`chairs` renders the vendored chair models; `rc49` reads the RC-49 HDF5 file at `path`; `brain` cuts patches from the prepared
+    cohort at `root`, or from the simulated cohort."""
     path: Path | None = None
     """The RC-49 HDF5 file; only for `source: rc49`."""
     train_subjects: PositiveInt = 40
-    """Chair types to learn from."""
+    """Subjects to learn from: chair types, or persons."""
     test_subjects: PositiveInt = 9
-    """Chair types kept for the test; no choice ever sees them."""
+    """Subjects kept for the test; no choice ever sees them."""
     angle_min_degrees: Annotated[float, Field(ge=0.0, lt=360.0)] = 0.0
     """Smallest rotation angle."""
     angle_max_degrees: Annotated[float, Field(gt=0.0, lt=360.0)] = 89.9
@@ -44,11 +45,28 @@ class DataConfig(Section):
     """Distance between two rendered angles."""
     supersample: Annotated[int, Field(ge=1, le=8)] = 3
     """Rays a pixel along each axis when rendering."""
+    root: Path | None = None
+    """Folder of a prepared cohort; only for `source: brain`. Empty: the simulated cohort."""
+    simulated_subjects: PositiveInt = 200
+    """Subjects of the simulated cohort."""
+    spacing_mm: PositiveFloat = 2.0
+    """Side of a voxel; the prepared cohort must have the same."""
+    patches_per_subject: PositiveInt = 4096
+    """Patches of each scan of a brain."""
+    max_background: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
+    """Largest share of a patch outside the brain."""
+    background: Literal["noise", "constant"] = "noise"
+    """What lies outside the brain: Gaussian noise of the brain's standard deviation, as in the thesis, or the darkest intensity."""
+    contrast_augmentation: Literal["none", "pca", "independent"] = "none"
+    """Shifts of the tissues' means and variances in training: along the principal components of the cohort (the thesis), or each on
+    its own (Meyer et al. 2021)."""
 
     @model_validator(mode="after")
     def _check(self) -> DataConfig:
         if self.source == "rc49" and self.path is None:
             raise ValueError("source rc49 needs `path`, the RC-49 HDF5 file")
+        if self.root is not None and self.source != "brain":
+            raise ValueError(f"`root` is the folder of a prepared cohort and needs source brain, found {self.source}")
         if self.angle_max_degrees <= self.angle_min_degrees:
             raise ValueError("angle_max_degrees must be larger than angle_min_degrees")
         return self
@@ -76,6 +94,8 @@ class AuxiliaryConfig(Section):
     """Stride of the first convolution."""
     stem_pool: bool = True
     """Max-pooling after the first convolution, as in the standard ResNet18."""
+    pretrained: Path | None = None
+    """MedicalNet's weights to start from (`resnet_18_23dataset.pth`): 3D, one channel, `width: 64`, `stem_kernel: 7`."""
     augment_hue: bool = False
     """Rotate hues while training (the angle network), or not (the recognition network)."""
     epochs: PositiveInt = 10
@@ -88,12 +108,16 @@ class AuxiliaryConfig(Section):
     """K of the P x K batches of the triplet loss; P is batch_size / K. Unused by regression."""
     margin: PositiveFloat = 0.5
     """Margin m of the triplet loss, on squared distances. Unused by regression."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """SGD with Nesterov momentum, as in the thesis, or AdamW, which learns a value in a third of the steps."""
+    value_loss: Literal["l2", "huber"] = "l2"
+    """Loss of a value: squared, as in the thesis, or Huber's, linear beyond 2 % of the range. Unused by an embedding."""
     learning_rate: PositiveFloat = 0.05
-    """Peak learning rate of SGD with Nesterov momentum (one cosine cycle to zero)."""
+    """Peak learning rate (one cosine cycle to zero)."""
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
-    """Nesterov momentum."""
+    """Nesterov momentum of SGD."""
     weight_decay: NonNegativeFloat = 5e-4
-    """L2 penalty of the weights."""
+    """Weight decay: SGD's L2 penalty, or AdamW's decoupled one."""
 
 
 class AttributeConfig(Section):
@@ -258,6 +282,9 @@ class ProjectionConfig(Section):
     """Projected images of training subjects, half of them with an anomaly."""
     test_samples: PositiveInt = 5000
     """Projected images of test subjects, half of them with an anomaly."""
+    calibration_samples: NonNegativeInt = 0
+    """Projected images of subjects in neither split, half of them with an anomaly; thresholds are then chosen on them. 0: none, and
+    thresholds come from training subjects, as in the thesis."""
     steps: PositiveInt = 1000
     """Optimisation steps."""
     batch_size: PositiveInt = 128
@@ -270,8 +297,9 @@ class ProjectionConfig(Section):
     """Share of the steps in which the learning rate rises linearly."""
     rampdown: Fraction = 0.25
     """Share of the steps in which the learning rate falls as a cosine."""
-    perceptual: Literal["recognition", "efficientnet_lite0", "vgg16"] = "recognition"
-    """Features of the perceptual loss: the recognition network, EfficientNet-Lite0 (`perceptual` extra), or a VGG16 file."""
+    perceptual: Literal["recognition", "efficientnet_lite0", "vgg16", "ssim"] = "recognition"
+    """Features of the perceptual loss: the recognition network, EfficientNet-Lite0 (`perceptual` extra), or a VGG16 file; `ssim`
+    is the negative structural similarity that the thesis takes instead in 3D."""
     perceptual_path: Path | None = None
     """torchvision's VGG16 weights; only for `perceptual: vgg16`."""
     perceptual_weight: NonNegativeFloat = 1.0
@@ -413,6 +441,24 @@ class Config(Section):
             problems.append(("projection.start", "encoder needs gan.reconstruction_weight above 0, or there is no encoder"))
         if self.controllers.source == "encoder" and not self.gan.reconstruction_weight:
             problems.append(("controllers.source", "encoder needs gan.reconstruction_weight above 0, or there is no encoder"))
+        if self.projection.perceptual in ("efficientnet_lite0", "vgg16") and (self.dims, self.image_channels) != (2, 3):
+            found = f"found dims {self.dims}, image_channels {self.image_channels}"
+            problems.append(("projection.perceptual", f"{self.projection.perceptual} sees 2D images of 3 channels only, {found}"))
+        for attribute in self.attributes:
+            shape = attribute.auxiliary
+            medicalnet = (3, 1, 64, 7)
+            if shape.pretrained and (self.dims, self.image_channels, shape.width, shape.stem_kernel) != medicalnet:
+                problems.append(
+                    (
+                        f"attributes.{attribute.name}.auxiliary.pretrained",
+                        "MedicalNet's ResNet18 needs dims 3, image_channels 1, width 64, stem_kernel 7 (its conv1); found dims "
+                        f"{self.dims}, image_channels {self.image_channels}, width {shape.width}, stem_kernel "
+                        f"{shape.stem_kernel}",
+                    )
+                )
+        if self.data.source == "brain" and self.augmentation.pad_fraction:
+            message = "must be 0 for source brain: its padding is white, and its shifts change the position"
+            problems.append(("augmentation.pad_fraction", f"{message}; found {self.augmentation.pad_fraction:g}"))
         names = [a.name for a in self.attributes]
         if len(set(names)) != len(names) or "other" in names:
             problems.append(("attributes", f"names must be unique and not `other`, found {', '.join(names)}"))

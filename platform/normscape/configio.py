@@ -355,12 +355,15 @@ def config_digest(config: Config) -> str:
 def section_digest(config: Config, sections: Sequence[str], omit: Sequence[str] = ()) -> str:
     """Digest of some top-level fields of a configuration.
 
+    Fields that hold their default do not count, so that a field that a later version adds leaves finished work up to date. A
+    default that changes is a change of the stage: raise its version.
+
     Args:
         config: The configuration.
         sections: Names of top-level fields (`data`, `image_size`).
         omit: `section.field` entries that are left out; in a list of sections, of each of them.
     """
-    dumped = config.model_dump(mode="json", include=set(sections))
+    dumped = config.model_dump(mode="json", include=set(sections), exclude_defaults=True)
     for path in omit:
         section, _, field = path.partition(".")
         found = dumped.get(section, {})

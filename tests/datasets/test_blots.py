@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from normscape.datasets.blots import BlotSpec, draw_blot, draw_blots
+from normscape.config import DataConfig
+from normscape.datasets.blots import BlotSpec, BrainBlotSpec, draw_blot, draw_blots, standard_blots
+from normscape.datasets.patches import INTENSITY_RANGE_SD
 
 GOLDEN_RADIUS = 3.7672074
 GOLDEN_CENTER = (-0.0498549, 7.7485519)
@@ -116,3 +118,85 @@ def test_batch_equals_single_blots() -> None:
     assert torch.equal(batch.masks[1], batch.masks[3])
     with pytest.raises(ValueError, match="4 images need as many sample ids, found 2"):
         draw_blots(images, 0, [1, 2])
+
+
+# ---- in a brain, in millimetres
+
+
+def brain(side: int = 16) -> torch.Tensor:
+    """A mask (1, S, S, S): most of a patch, with a slanted face."""
+    index = torch.arange(side)
+    return (index[:, None, None] + index[None, :, None] + 0.5 * index[None, None, :] < 1.6 * side)[None]
+
+
+def test_brain_blots_stay_in_the_brain() -> None:
+    """Centre in the brain, nothing painted outside, something always painted; a pure function of seed, id and mask."""
+    images, masks = torch.zeros(200, 1, 16, 16, 16), brain().expand(200, -1, -1, -1, -1)
+    spec = BrainBlotSpec(spacing_mm=2.0)
+    blots = draw_blots(images, 3, range(200), spec, masks)
+    assert (blots.images[~masks] == 0).all()
+    assert (blots.masks[~masks[:, 0]] == 0).all()
+    assert (blots.masks.sum((1, 2, 3)) > 1).all()
+    voxel = blots.center_px.round().long().clamp(0, 15)
+    assert masks[0, 0][tuple(voxel.T)].all()
+    alone = draw_blot(images[7] + 0.3, 3, 7, spec, masks[7])
+    assert torch.equal(alone.mask, blots.masks[7])
+    assert alone.radius_mm == pytest.approx(blots.radius_mm[7].item())
+    assert alone.radius_mm == 2 * alone.radius_px
+    assert not torch.equal(draw_blot(images[7], 4, 7, spec, masks[7]).mask, alone.mask)
+
+
+def test_brain_blots_are_distributed_as_defined() -> None:
+    """Radius uniform in 4 to 8 mm, intensity uniform within 2.5 standard deviations, centre uniform over the brain's voxels."""
+    mask = brain(8)
+    blots = draw_blots(
+        torch.zeros(1500, 1, 8, 8, 8),
+        0,
+        range(1500),
+        standard_blots(DataConfig(source="brain")),
+        mask.expand(1500, -1, -1, -1, -1),
+    )
+    for values, low, high in ((blots.radius_mm, 4.0, 8.0), (blots.color[:, 0] * INTENSITY_RANGE_SD, -2.5, 2.5)):
+        share = (values - low) / (high - low)
+        assert share.min() >= 0
+        assert share.max() <= 1
+        assert torch.histc(share, bins=4, min=0, max=1) == pytest.approx(torch.full((4,), 375.0), abs=75)
+    voxel = blots.center_px.round().long().clamp(0, 7)
+    hits = torch.zeros(8, 8, 8).index_put_(tuple(voxel.T), torch.ones(1500), accumulate=True)
+    assert (hits[~mask[0]] == 0).all()
+    for axis in range(3):
+        others = tuple(i for i in range(3) if i != axis)
+        assert hits.sum(others) / 1500 == pytest.approx(mask[0].sum(others) / mask.sum(), abs=0.035)
+
+
+def test_the_edge_wanders_by_millimetres() -> None:
+    """Two standard deviations of the edge's distance are 2 mm, whatever the radius; no wave reaches what is left out."""
+    whole = torch.ones(1, 64, 64, 64, dtype=torch.bool)
+    for sample_id in range(6):
+        blot = draw_blot(torch.zeros(1, 64, 64, 64), 0, sample_id, BrainBlotSpec(spacing_mm=0.5), whole)
+        voxels = torch.nonzero((blot.mask > 0) & (blot.mask < 1)).float()
+        away = (voxels - torch.tensor(blot.center_px)).norm(dim=1) * 0.5
+        if all(14 < c < 50 for c in blot.center_px):
+            assert away.mean().item() == pytest.approx(blot.radius_mm, abs=1.2)
+            assert 0.6 < away.std().item() < 1.6
+
+
+def test_volumes_and_patches_of_any_spacing_have_the_same_blots() -> None:
+    """At half the spacing a blot covers the same millimetres, and a whole volume takes it as a patch does."""
+    covered = {}
+    for spacing, side in ((2.0, 40), (1.0, 80)):
+        everywhere = torch.ones(1, side, side, side, dtype=torch.bool)
+        blots = [draw_blot(torch.zeros(1, side, side, side), 0, i, BrainBlotSpec(spacing), everywhere) for i in range(8)]
+        covered[spacing] = torch.tensor([float(b.mask.sum()) * spacing**3 for b in blots])
+        inside = [all(8 < c * spacing < 72 for c in b.center_px) for b in blots]
+        radius = torch.tensor([b.radius_mm for b in blots])
+    whole = torch.tensor(inside)
+    assert whole.sum() >= 3
+    assert covered[1.0][whole] == pytest.approx(covered[2.0][whole], rel=0.1)
+    ball = 4 / 3 * torch.pi * radius**3
+    assert (covered[1.0] / ball)[whole].mean().item() == pytest.approx(1.05, abs=0.2)
+
+
+def test_no_brain_no_blot() -> None:
+    with pytest.raises(ValueError, match="sample 5: its brain mask is empty"):
+        draw_blot(torch.zeros(1, 8, 8, 8), 0, 5, BrainBlotSpec(2.0), torch.zeros(1, 8, 8, 8, dtype=torch.bool))

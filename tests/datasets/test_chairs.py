@@ -200,7 +200,8 @@ def test_load_samples_of_chairs(cache: Path) -> None:
     config = DataConfig(angle_max_degrees=45.0, angle_step_degrees=45.0, supersample=1)
     samples = load_samples(config, 8)
     names = chairs.chair_names()
-    assert samples.images.shape == (2 * len(names), 3, 8, 8)
+    assert samples.images.shape == (3, 8, 8)
+    assert len(samples.images) == len(samples) == 2 * len(names)
     assert samples.subjects == names
     assert samples.subject.tolist() == [i // 2 for i in range(2 * len(names))]
     assert samples.values["angle_degrees"].shape == (2 * len(names), 1)

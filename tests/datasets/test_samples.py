@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from normscape.datasets.samples import SampleSet, split_subjects, to_uint8, to_unit_range
+from normscape.datasets.samples import SampleSet, StoredImages, split_subjects, to_uint8, to_unit_range
 from normscape.errors import DataError
 
 
 def small_set() -> SampleSet:
     return SampleSet(
-        images=torch.arange(6 * 3 * 4 * 4, dtype=torch.int64).remainder(256).to(torch.uint8).view(6, 3, 4, 4),
+        images=StoredImages(torch.arange(6 * 3 * 4 * 4, dtype=torch.int64).remainder(256).to(torch.uint8).view(6, 3, 4, 4)),
         subject=torch.tensor([0, 0, 1, 1, 2, 2]),
         subjects=("a", "b", "c"),
         values={"angle_degrees": torch.arange(6.0).unsqueeze(1)},
@@ -37,7 +37,7 @@ def test_batch_is_in_unit_range() -> None:
     samples = small_set()
     batch = samples.batch(torch.tensor([4, 0]))
     assert batch.shape == (2, 3, 4, 4)
-    assert torch.equal(to_uint8(batch), samples.images[[4, 0]])
+    assert torch.equal(to_uint8(batch), samples.images.tensor[[4, 0]])
 
 
 def test_select_keeps_sample_ids_of_the_full_set() -> None:
@@ -51,7 +51,7 @@ def test_select_keeps_sample_ids_of_the_full_set() -> None:
 
 def test_columns_of_unequal_length_are_refused() -> None:
     with pytest.raises(ValueError, match="sample_id"):
-        SampleSet(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64), ("a",), {}, torch.arange(3))
+        SampleSet(StoredImages(torch.zeros(2, 3, 4, 4, dtype=torch.uint8)), torch.zeros(2).long(), ("a",), {}, torch.arange(3))
 
 
 def test_split_is_disjoint_seeded_and_of_the_asked_size() -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from normscape.config import ProjectionConfig
+from normscape.config import Config, ProjectionConfig
 from normscape.errors import DataError
 from normscape.losses.reconstruction import Efficientnet, Vgg16, feature_residuals, pixel_residual
 
@@ -69,3 +70,16 @@ def test_vgg16_needs_a_path() -> None:
     """The configuration asks for the file at once."""
     with pytest.raises(ValueError, match="perceptual_path"):
         ProjectionConfig(perceptual="vgg16")
+
+
+def test_networks_of_pictures_are_refused_for_volumes(toy_brain_config: Callable[..., Config]) -> None:
+    """VGG16 and EfficientNet see three channels in 2D; structural similarity and the recognition network see everything."""
+    with pytest.raises(ValueError, match=r"projection\.perceptual: efficientnet_lite0 sees 2D images.*found dims 3"):
+        toy_brain_config(projection={"perceptual": "efficientnet_lite0"})
+    assert toy_brain_config(projection={"perceptual": "recognition"}).projection.perceptual == "recognition"
+
+
+def test_patches_of_a_brain_are_not_padded(toy_brain_config: Callable[..., Config]) -> None:
+    """White padding and shifts would teach the position network something wrong."""
+    with pytest.raises(ValueError, match=r"augmentation\.pad_fraction: must be 0 for source brain.*found 0\.125"):
+        toy_brain_config(augmentation={"pad_fraction": 0.125})

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 
-from normscape.config import AttributeConfig, AuxiliaryConfig
-from normscape.networks.auxiliary import AuxiliaryNetwork, denormalize_value, freeze, normalize_value, output_distance
+from normscape.config import AttributeConfig, AuxiliaryConfig, Config
+from normscape.errors import DataError
+from normscape.networks.auxiliary import (
+    AuxiliaryNetwork,
+    denormalize_value,
+    freeze,
+    load_medicalnet,
+    normalize_value,
+    output_distance,
+)
 
 SHAPE = AuxiliaryConfig(width=4, stem_kernel=3, stem_stride=2, stem_pool=False, batch_size=8)
 IDENTITY = AttributeConfig(
@@ -90,3 +101,63 @@ def test_values_return_from_the_normalised_scale() -> None:
     value = torch.tensor([[0.0], [45.0], [90.0]])
     torch.testing.assert_close(normalize_value(ANGLE, value), torch.tensor([[0.0], [0.5], [1.0]]))
     torch.testing.assert_close(denormalize_value(ANGLE, normalize_value(ANGLE, value)), value)
+
+
+def medicalnet_weights(network: AuxiliaryNetwork) -> dict[str, object]:
+    """Random weights under the names of MedicalNet's files: no last layer, no counted batches."""
+    state = network.net.state_dict()
+    kept = {key: value for key, value in state.items() if not key.startswith("fc.") and not key.endswith("batches_tracked")}
+    return {"state_dict": {f"module.{key}": torch.randn_like(value) for key, value in kept.items()}}
+
+
+def test_pretrained_weights_are_read_under_medicalnets_names(tmp_path: Path) -> None:
+    """Everything but the last layer is taken; the shortcuts have no weights; gradients reach the image through them."""
+    shape = SHAPE.model_copy(update={"pretrained": tmp_path / "resnet_18_23dataset.pth", "stem_kernel": 7})
+    attribute = ANGLE.model_copy(update={"auxiliary": shape})
+    network = AuxiliaryNetwork(attribute, dims=3, image_channels=1)
+    assert not any("downsample" in key for key in network.state_dict())
+    last, weights = network.net.fc.weight.clone(), medicalnet_weights(network)
+    torch.save(weights, tmp_path / "resnet_18_23dataset.pth")
+    load_medicalnet(network, tmp_path / "resnet_18_23dataset.pth")
+    assert torch.equal(network.net.layer3[0].conv2.weight, weights["state_dict"]["module.layer3.0.conv2.weight"])
+    assert torch.equal(network.net.fc.weight, last)
+    x = torch.randn(1, 4, 5, 5, 5, requires_grad=True)
+    shortcut = network.net.layer2[0].downsample(x)
+    assert shortcut.shape == (1, 8, 3, 3, 3)
+    assert torch.equal(shortcut[:, :4], x[..., ::2, ::2, ::2])
+    shortcut.sum().backward()
+    assert x.grad is not None
+    assert x.grad.sum() == 4 * 27
+    randomize_statistics(network)
+    freeze(network)
+    images = torch.randn(2, 1, 16, 16, 16)
+    before = network(images)
+    torch.testing.assert_close(network.fold()(images), before, atol=1e-3, rtol=1e-3)
+
+
+def test_other_weights_are_refused(tmp_path: Path) -> None:
+    """One line each for a missing file, other names, another first convolution, and a file that holds code."""
+    network = AuxiliaryNetwork(ANGLE, dims=3, image_channels=1)
+    path = tmp_path / "weights.pth"
+    with pytest.raises(DataError, match=r"weights\.pth does not exist"):
+        load_medicalnet(network, path)
+    torch.save({"something": torch.zeros(1)}, path)
+    with pytest.raises(DataError, match="missing, as conv1"):
+        load_medicalnet(network, path)
+    wide = ANGLE.model_copy(update={"auxiliary": SHAPE.model_copy(update={"stem_kernel": 7})})
+    torch.save(medicalnet_weights(AuxiliaryNetwork(wide, dims=3, image_channels=1)), path)
+    with pytest.raises(DataError, match=r"its conv1\.weight has shape \(4, 1, 7, 7, 7\), expected \(4, 1, 3, 3, 3\)"):
+        load_medicalnet(network, path)
+    torch.save({"state_dict": Path("code")}, path)
+    with pytest.raises(DataError, match="without running code"):
+        load_medicalnet(network, path)
+
+
+def test_the_configuration_says_what_pretrained_weights_need(toy_brain_config: Callable[..., Config]) -> None:
+    """Width and first convolution are checked before anything runs."""
+    data = toy_brain_config().model_dump()
+    data["attributes"][1]["auxiliary"] |= {"pretrained": "resnet_18.pth"}
+    with pytest.raises(ValueError, match=r"attributes\.age\.auxiliary\.pretrained.*found dims 3.*width 4, stem_kernel 3"):
+        Config.model_validate(data)
+    data["attributes"][1]["auxiliary"] |= {"width": 64, "stem_kernel": 7}
+    assert Config.model_validate(data).attributes[1].auxiliary.pretrained == Path("resnet_18.pth")

@@ -41,6 +41,18 @@ def test_tail_sums_over_features_and_asks_for_few_false_alarms() -> None:
     assert detector.predict(np.full((1, 3), 2.0)).tolist() == [1]
 
 
+def test_tail_is_calibrated_by_other_normal_rows() -> None:
+    """The threshold moves with the rows it is chosen on; the scores stay as they were fitted."""
+    random = np.random.default_rng(0)
+    fitted, unseen = random.normal(size=(500, 2)), random.normal(0.5, 1, size=(400, 2))
+    detector = TailDetector(quantile=0.95).fit(fitted, np.zeros(500, dtype=int))
+    before, scores = detector.predict(unseen).mean(), detector.decision_function(unseen)
+    detector.calibrate(np.concatenate([unseen, unseen + 9]), np.repeat([0, 1], 400))
+    assert before > 0.1
+    assert detector.predict(unseen).mean() == pytest.approx(0.05, abs=0.01)
+    assert np.array_equal(detector.decision_function(unseen), scores)
+
+
 def test_tail_does_not_look_at_anomalies() -> None:
     generator = np.random.default_rng(0)
     features = generator.normal(size=(100, 2))

@@ -77,8 +77,13 @@ def test_good_table_is_read(tmp_path: Path) -> None:
         (_columns(label=[0, 2, 0, 1]), r"label must be 0 \(normal\) or 1 \(anomalous\), found 0, 1, 2"),
         (_columns(label=[0, None, 0, 1]), r"empty values in label \(1\)"),
         (_columns(label=[0, 1, 0, 0]), "split test needs normal and anomalous rows, found 2 normal and 0 anomalous"),
-        (_columns(split=["train", "train", "val", "test"]), "split must be train or test, found val"),
-        (_columns(subject=["a", "b", "b", "b"]), "subjects must be in one split only, found in both: b"),
+        (_columns(split=["train", "train", "val", "test"]), "split must be train, test or calibration, found val"),
+        (_columns(subject=["a", "b", "b", "b"]), "subjects must be in one split only, found in both train and test: b"),
+        (
+            {name: values * 2 for name, values in _columns(split=["train", "train", "test", "test"]).items()}
+            | {"split": ["train", "train", "test", "test", "calibration", "calibration", "test", "test"]},
+            "found in both train and calibration: a",
+        ),
     ],
 )
 def test_bad_tables_are_refused(tmp_path: Path, columns: dict[str, Any], message: str) -> None:

@@ -77,6 +77,16 @@ def test_round_trip_gives_the_same_scores(tmp_path: Path) -> None:
     assert np.array_equal(loaded.decision_function(data[0]), detector.decision_function(data[0]))
 
 
+def test_a_calibrated_threshold_is_the_best_on_its_rows_and_is_kept_by_the_file(tmp_path: Path) -> None:
+    features, label, groups = _data()
+    detector = ForestDetector(**SMALL).fit(features, label, groups)
+    before = ((detector.decision_function(features + 0.7) > 0.5) == label).mean()
+    detector.calibrate(features + 0.7, label)  # rows that look more abnormal than those it was fitted to
+    assert (detector.predict(features + 0.7) == label).mean() > before
+    detector.save(tmp_path / "forest.skops", ["a", "b", "c", "d"])
+    assert ForestDetector.load(tmp_path / "forest.skops")[0].threshold_ == detector.threshold_ != 0.5
+
+
 def test_one_setting_needs_no_search() -> None:
     detector = ForestDetector(max_depth=(3,), n_estimators=(10,), seed=0).fit(*_data())
     assert detector.grid_ == [{"max_depth": 3, "n_estimators": 10, "min_samples_leaf": 1, "mean_auroc": None, "std_auroc": None}]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -19,6 +20,7 @@ from normscape.datasets.samples import SampleSet
 from normscape.errors import DataError, UserError
 from normscape.stages import project, projecting
 from normscape.stages.core import StageContext
+from normscape.stages.files import read_json
 from normscape.stages.shards import Shard, plan_shards, written_aside
 from normscape.training.recorder import SilentRecorder
 
@@ -98,6 +100,28 @@ def test_a_stage_cut_off_while_it_tidies_up_projects_nothing_again(context: Call
     assert recorder.heard == 0
     assert table(cut.folder) == before
     assert not (cut.folder / "shards").exists()
+
+
+def test_calibration_is_of_subjects_in_neither_split(context: Callable[..., StageContext]) -> None:
+    """Its images are of subjects that no network has seen, half of them with a blot; the other splits stay as they are."""
+    plain, made = context(), context(calibration_samples=4)
+    project.run(plain)
+    project.run(made)
+    with_it, without = table(made.folder), table(plain.folder)
+    rows = with_it.filter(pc.equal(with_it["split"], "calibration"))
+    split = read_json(made.inputs["prepare"] / "split.json")
+    assert set(rows["subject"].to_pylist()) <= set(split["unused"])
+    assert rows["label"].to_pylist() == [0, 1, 0, 1]
+    assert with_it.slice(0, without.num_rows).equals(without)
+
+
+def test_no_subject_left_for_calibration_is_said(context: Callable[..., StageContext]) -> None:
+    made = context(calibration_samples=4)
+    path = made.inputs["prepare"] / "samples.parquet"
+    samples = pq.read_table(path)
+    pq.write_table(samples.filter(pc.not_equal(samples["split"], "unused")), path)
+    with pytest.raises(DataError, match=r"projection.calibration_samples: 4 asked for, and the data has no subject left"):
+        plan_shards(made.config, made.inputs["prepare"])
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 16])

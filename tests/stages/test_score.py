@@ -191,6 +191,32 @@ def test_test_rows_influence_no_threshold(tmp_path: Path, finished: tuple[Path, 
     assert (folder / "detectors.json").read_text() == (finished[0] / "detectors.json").read_text()
 
 
+def _with_calibration(table: pd.DataFrame, shift: float) -> pd.DataFrame:
+    """The last two training subjects stand for unseen ones, whose residuals are larger."""
+    rows = table["subject"].isin(["chair10", "chair11"])
+    table.loc[rows, "split"] = "calibration"
+    table.loc[rows | (table["split"] == "test"), "residual_l1"] += shift
+    return table
+
+
+def test_calibration_rows_choose_thresholds_and_nothing_else(tmp_path: Path) -> None:
+    """Unseen subjects are rebuilt worse: thresholds that follow them bring the accuracy back, scores do not move."""
+    plain = _with_calibration(_table(), 0.1)
+    plain = plain[plain["split"] != "calibration"].reset_index(drop=True)
+    without, before = _run(tmp_path / "without", plain)
+    folder, after = _run(tmp_path / "with", _with_calibration(_table(), 0.1))
+    assert after["l1_test_accuracy"] > before["l1_test_accuracy"] + 0.1
+    assert after["l1_threshold"] == pytest.approx(before["l1_threshold"] + 0.1, abs=0.03)
+    for name in ("forest", "unsupervised"):
+        assert after[f"{name}_threshold"] != before[f"{name}_threshold"]
+        assert after[f"{name}_test_auroc"] == before[f"{name}_test_auroc"]
+    scores = pd.read_parquet(folder / "scores.parquet")
+    kept = scores[scores["split"] != "calibration"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(kept, pd.read_parquet(without / "scores.parquet"), check_exact=True)
+    metrics = pd.read_parquet(folder / "metrics.parquet")
+    assert list(metrics["split"].unique()) == ["train", "train_cv", "calibration", "test"]
+
+
 def test_same_input_same_files(tmp_path: Path, finished: tuple[Path, dict[str, float]]) -> None:
     folder, headline = _run(tmp_path, _table())
     assert headline == finished[1]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from normscape.config import Config
-from normscape.datasets.samples import SampleSet
+from normscape.datasets.samples import SampleSet, StoredImages
 from normscape.networks.auxiliary import AuxiliaryNetwork
 from normscape.networks.generator import Generator
 from normscape.training.controllability import Control, Scale, as_metrics, measure_control, reference_frechet, score
@@ -83,9 +83,13 @@ def test_reference_is_the_distance_of_strangers(toy_config: Callable[..., Config
     network = AuxiliaryNetwork.from_config(made.attributes[0], made).fold()
     samples = toy_samples()
     different = reference_frechet(made, samples, network, device=CPU)
-    one = samples.images[samples.subject == 0]
+    one = samples.images.tensor[samples.subject == 0]
     alike = SampleSet(
-        one.repeat(len(samples.subjects), 1, 1, 1), samples.subject, samples.subjects, samples.values, samples.sample_id
+        StoredImages(one.repeat(len(samples.subjects), 1, 1, 1)),
+        samples.subject,
+        samples.subjects,
+        samples.values,
+        samples.sample_id,
     )
     assert different == reference_frechet(made, samples, network, device=CPU)
     assert reference_frechet(made, alike, network, device=CPU) < 0.5 * different

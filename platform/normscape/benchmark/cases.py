@@ -14,7 +14,7 @@ from normscape.benchmark.reference import ReferenceTrainer, looped_contrastive_l
 from normscape.benchmark.timing import Action, Timing, describe_machine, measure, total
 from normscape.config import Config
 from normscape.datasets.chairs import ChairRenderer, chair_names, load_chair
-from normscape.datasets.samples import SampleSet
+from normscape.datasets.samples import SampleSet, StoredImages
 from normscape.inversion.projector import Projector
 from normscape.inversion.style_space import WhitenedSubspace
 from normscape.losses.contrastive import contrastive_loss
@@ -147,7 +147,7 @@ class Bench:
             a.column or "": torch.empty(count, a.output_dim).uniform_(a.value_min, a.value_max, generator=seeded(0, a.name))
             for a in config.value_attributes
         }
-        return SampleSet(images, torch.zeros(count, dtype=torch.long), ("noise",), values, torch.arange(count))
+        return SampleSet(StoredImages(images), torch.zeros(count, dtype=torch.long), ("noise",), values, torch.arange(count))
 
 
 def training(bench: Bench) -> None:

@@ -1,16 +1,18 @@
-"""Samples in memory: images, whose they are, and the attribute values known of them."""
+"""Samples: images, whose they are, and the attribute values known of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from normscape.config import DataConfig
-from normscape.datasets import chairs, rc49
+from normscape.datasets import chairs, patches, rc49
 from normscape.errors import DataError
 
 ANGLE_COLUMN = "angle_degrees"
@@ -26,12 +28,59 @@ def to_uint8(images: Tensor) -> Tensor:
     return ((images + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
+class ImageSource(Protocol):
+    """Where the images of a sample set come from: memory, or cut from volumes when they are asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, *S) of one image."""
+
+    def __len__(self) -> int: ...
+
+    def draw(self, rows: Tensor, random: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Images of these rows, float32 (B, C, *S) in [-1, 1], and the values that drawing them changed, (B, d) each.
+
+        Without `random` an image is a pure function of its row. With it, the source's own training augmentation is drawn.
+        """
+
+    def masks(self, rows: Tensor) -> Tensor | None:
+        """What counts in these images: bool (B, 1, *S); None when everything does."""
+
+
+@dataclass(frozen=True)
+class StoredImages:
+    """Images that are there already: in memory, or memory-mapped."""
+
+    tensor: Tensor
+    """uint8 (N, C, *S)."""
+
+    def __post_init__(self) -> None:
+        if self.tensor.dtype != torch.uint8:
+            raise ValueError(f"stored images are uint8, found {self.tensor.dtype}")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, *S) of one image."""
+        return tuple(self.tensor.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.tensor)
+
+    def draw(self, rows: Tensor, random: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The stored images; `random` changes nothing."""
+        return to_unit_range(self.tensor[rows]), {}
+
+    def masks(self, rows: Tensor) -> None:
+        """Everything counts."""
+        return None
+
+
 @dataclass(frozen=True)
 class SampleSet:
     """Images with their subjects and values, row by row."""
 
-    images: Tensor
-    """uint8 (N, C, *S); may be memory-mapped."""
+    images: ImageSource
+    """The images of the full set."""
     subject: Tensor
     """int64 (N,): place in `subjects`."""
     subjects: tuple[str, ...]
@@ -39,30 +88,38 @@ class SampleSet:
     values: dict[str, Tensor]
     """Column name -> float32 (N, d) in natural units, e.g. `angle_degrees` (N, 1)."""
     sample_id: Tensor
-    """int64 (N,): row in the full set; kept by `select`."""
+    """int64 (N,): row in the full set, and so in `images`; kept by `select`."""
 
     def __post_init__(self) -> None:
-        n = len(self.images)
-        lengths = {"subject": len(self.subject), "sample_id": len(self.sample_id), **{k: len(v) for k, v in self.values.items()}}
+        n = len(self.subject)
+        lengths = {"sample_id": len(self.sample_id), **{k: len(v) for k, v in self.values.items()}}
         wrong = {name: length for name, length in lengths.items() if length != n}
-        if wrong or self.images.dtype != torch.uint8:
-            raise ValueError(
-                f"a sample set needs uint8 images and equally long columns: {n} images of {self.images.dtype}, {wrong}"
-            )
+        if wrong:
+            raise ValueError(f"a sample set needs equally long columns: subject has {n} rows, {wrong}")
+        if n and not 0 <= int(self.sample_id.min()) <= int(self.sample_id.max()) < len(self.images):
+            raise ValueError(f"sample_id leaves the {len(self.images)} images")
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.sample_id)
 
-    def batch(self, index: Tensor) -> Tensor:
-        """The images of these rows: float32 (B, C, *S) in [-1, 1]."""
-        return to_unit_range(self.images[index])
+    def batch(self, index: Tensor, random: torch.Generator | None = None) -> Tensor:
+        """The images of these rows: float32 (B, C, *S) in [-1, 1]; augmented by their source when `random` is given."""
+        return self.images.draw(self.sample_id[index], random)[0]
+
+    def draw(self, index: Tensor, random: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Images and all values of these rows; where augmentation changes a value (the contrast), the value that was drawn."""
+        images, drawn = self.images.draw(self.sample_id[index], random)
+        return images, {name: column[index] for name, column in self.values.items()} | drawn
+
+    def masks(self, index: Tensor) -> Tensor | None:
+        """What counts in the images of these rows: bool (B, 1, *S); None when everything does."""
+        return self.images.masks(self.sample_id[index])
 
     def select(self, index: Tensor) -> SampleSet:
-        """The subset of these rows; `subjects` stays whole, so that `subject` keeps its meaning."""
-        return SampleSet(
-            images=self.images[index],
+        """The subset of these rows; `images` and `subjects` stay whole, so that `sample_id` and `subject` keep their meaning."""
+        return replace(
+            self,
             subject=self.subject[index],
-            subjects=self.subjects,
             values={name: column[index] for name, column in self.values.items()},
             sample_id=self.sample_id[index],
         )
@@ -97,17 +154,35 @@ def split_subjects(subjects: Sequence[str], n_train: int, n_test: int, seed: int
     )
 
 
-def load_samples(config: DataConfig, image_size: int, *, progress: Callable[[int, int], None] | None = None) -> SampleSet:
+def load_samples(
+    config: DataConfig,
+    image_size: int,
+    *,
+    seed: int = 0,
+    folder: Path | None = None,
+    learn_from: Collection[str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> SampleSet:
     """All samples of the configured source.
 
     Args:
-        config: source, angles and rendering.
+        config: source, angles and rendering, or the cohort and its patches.
         image_size: side S of the images, in pixels.
-        progress: called with (images done, images in all) while chairs are rendered for the first time.
+        seed: of the places of a cohort's patches.
+        folder: where the tables of a cohort's patches are kept; they are made there when they are missing.
+        learn_from: subjects that a training augmentation may learn from; all when None.
+        progress: called with (done, in all) while chairs are rendered for the first time, or scans measured.
 
     Raises:
-        DataError: the file is not what it should be, or the cache cannot be written.
+        DataError: the data are not what they should be, or the cache cannot be written.
     """
+    if config.source == "brain":
+        cohort = patches.open_cohort(config)
+        source = patches.open_patches(
+            config, image_size, cohort=cohort, seed=seed, folder=folder, learn_from=learn_from, progress=progress
+        )
+        people, person = source.people()
+        return SampleSet(source, person, people, source.values(), torch.arange(len(source)))
     if config.source == "rc49":
         assert config.path is not None  # checked by the schema
         images, types, angles = rc49.read_rc49(
@@ -123,7 +198,7 @@ def load_samples(config: DataConfig, image_size: int, *, progress: Callable[[int
 
 def _sample_set(images: np.ndarray, subject: np.ndarray, subjects: tuple[str, ...], angles: np.ndarray) -> SampleSet:
     return SampleSet(
-        images=torch.from_numpy(images),
+        images=StoredImages(torch.from_numpy(images)),
         subject=torch.from_numpy(subject.astype(np.int64)),
         subjects=subjects,
         values={ANGLE_COLUMN: torch.from_numpy(angles.astype(np.float32)).unsqueeze(1)},

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from normscape.config import Config
 from normscape.inversion.style_space import StyleSpace
-from normscape.losses.reconstruction import Features, feature_distances, feature_residuals, per_sample_mean, pixel_residual
+from normscape.losses.masked import as_mask, neighbourhoods, resampled, weighted_mean, within, worst, worst_share
+from normscape.losses.reconstruction import Features, feature_distances, feature_residuals, pixel_residual
+from normscape.losses.similarity import structural_similarity
 from normscape.networks.auxiliary import AuxiliaryNetwork, denormalize_value, output_distance
 from normscape.networks.controller import Controller
 from normscape.networks.discriminator import Discriminator
@@ -47,6 +49,9 @@ def learning_rate(step: int, steps: int, peak: float, rampup: float, rampdown: f
 
 class Projector:
     """Projects batches of images; a sample's result does not depend on the rest of its batch.
+
+    Where a mask says what counts, the background, which nothing can rebuild, is taken from the image: reconstruction loss and
+    residuals see the reconstruction of the brain before the image's own background.
 
     Args:
         config: the experiment.
@@ -117,18 +122,19 @@ class Projector:
         parts = {name: self.space[name].whiten(styles[:, self.generator.subspace_slice(name)]) for name in self.free}
         return {name: u[:, None].repeat(1, layers, 1) for name, u in parts.items()}
 
-    def project(self, images: Tensor, values: Mapping[str, Tensor]) -> Projection:
+    def project(self, images: Tensor, values: Mapping[str, Tensor], masks: Tensor | None = None) -> Projection:
         """Optimise the whitened coordinates of identity and `other`, one vector a resolution.
 
         Args:
             images: `(B, C, *S)` in [-1, 1].
             values: value attribute to known conditions `(B, D)` in the attribute's unit.
+            masks: what counts, boolean or in [0, 1], `(B, 1, *S)`; everything when empty.
 
         Returns:
-            The projection.
+            The projection; its images keep the background that the generator gave them.
         """
         settings = self.settings
-        images = images.to(self.device)
+        images, mask = images.to(self.device), as_mask(masks, self.device)
         encoded = self.encode(values)
         coordinates = {name: u.requires_grad_() for name, u in self.start(images, values).items()}
         optimizer = torch.optim.Adam(list(coordinates.values()), lr=settings.learning_rate, betas=(0.9, 0.999), fused=True)
@@ -139,19 +145,43 @@ class Projector:
                 group["lr"] = learning_rate(step, settings.steps, settings.learning_rate, settings.rampup, settings.rampdown)
             rebuilt = self.generator.synthesize(self.styles(coordinates, encoded))
             # summing over the batch keeps every sample's gradient its own
-            loss = settings.pixel_weight * pixel_residual(rebuilt, images, settings.pixel_loss)
+            loss = self.reconstruction_loss(within(rebuilt, images, mask), images, target, mask)
             loss = loss + settings.radius_weight * self.length_penalty(coordinates)
-            if settings.perceptual_weight > 0:
-                loss = loss + settings.perceptual_weight * torch.stack(feature_residuals(self.features(rebuilt), target)).sum(0)
             optimizer.zero_grad(set_to_none=True)
             loss.sum().backward()
             optimizer.step()
         with torch.no_grad():
             result = {name: u.detach() for name, u in coordinates.items()}
             rebuilt = self.generator.synthesize(self.styles(result, encoded))
-            return Projection(result, rebuilt, self.residuals(images, rebuilt, target, values))
+            return Projection(result, rebuilt, self.residuals(images, rebuilt, target, values, mask))
 
-    def residuals(self, images: Tensor, rebuilt: Tensor, target: list[Tensor], values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def reconstruction_loss(self, rebuilt: Tensor, images: Tensor, target: list[Tensor], mask: Tensor | None) -> Tensor:
+        """Pixel-wise and perceptual part, `(B,)`; in 3D the thesis takes L2 and the negative SSIM (II.B.1).
+
+        Args:
+            rebuilt: reconstructions `(B, C, *S)`, with the images' own background.
+            images: `(B, C, *S)`.
+            target: feature maps of the images.
+            mask: boolean `(B, 1, *S)`.
+        """
+        settings = self.settings
+        loss = settings.pixel_weight * pixel_residual(rebuilt, images, settings.pixel_loss, mask)
+        if settings.perceptual_weight == 0:
+            return loss
+        if settings.perceptual == "ssim":
+            perceptual = 1 - structural_similarity(rebuilt, images, mask)
+        else:
+            perceptual = torch.stack(feature_residuals(self.features(rebuilt), target, mask)).sum(0)
+        return loss + settings.perceptual_weight * perceptual
+
+    def residuals(
+        self,
+        images: Tensor,
+        rebuilt: Tensor,
+        target: list[Tensor],
+        values: Mapping[str, Tensor],
+        mask: Tensor | None = None,
+    ) -> dict[str, Tensor]:
         """What the reconstruction misses, one value a sample.
 
         - `l1`, `l2`: mean absolute and squared difference; `top1`: mean of the worst 1 % of the places; `local`: the worst
@@ -159,39 +189,48 @@ class Projector:
         - `patch8`, `patch4`: the worst neighbourhood of an eighth and a quarter of the side, where differences of opposite sign
           cancel: a shifted edge leaves little, a foreign patch all of it.
         - `peak8`: `patch8` against the mean over all neighbourhoods: how local the difference is, whatever its size.
+        - `ssim`: 1 - SSIM; in 3D, and where it is the loss.
         - `feature<i>`: of the perceptual features; `discriminator<i>`: of the discriminator's, from fine to coarse: the mean over
           the places, and at the worst place (`..._worst`).
         - `output_<attribute>`: distance of the auxiliary outputs, in [0, 1].
-        - `condition_<attribute>`: what the auxiliary network reads from the image against the known value, in units of the range.
+        - `condition_<attribute>`: what the auxiliary network reads from the image against the known value, in units of the range;
+          the mean over the components of a vector.
+
+        Under a mask, means weight each place, neighbourhood or window by the share of the mask in it, and the worst is sought
+        where that is above one half. Every residual of the image is 0 where the mask is empty.
 
         Args:
             images: `(B, C, *S)`.
             rebuilt: the reconstructions.
             target: feature maps of the images.
             values: value attribute to known conditions `(B, D)`.
+            mask: what counts, boolean `(B, 1, *S)`; everything when empty.
         """
+        rebuilt = within(rebuilt, images, mask)
         signed = images - rebuilt
-        patch8 = _neighbourhoods(signed, max(2, images.shape[-1] // 8))
-        difference = signed.abs().mean(1)
-        places = difference.flatten(1)
-        side = images.shape[-1]
+        difference = signed.abs().mean(1, keepdim=True)
+        eighth, quarter = max(2, images.shape[-1] // 8), max(2, images.shape[-1] // 4)
+        inside = None if mask is None else mask.flatten(1)
+        patch8, share8 = neighbourhoods(signed, eighth, mask)
+        peak8 = worst(patch8, share8)
         result = {
-            "l1": per_sample_mean(difference),
-            "l2": per_sample_mean(signed.square()),
-            "top1": places.topk(max(1, places.shape[1] // 100), dim=1).values.mean(1),
-            "local": _neighbourhoods(difference[:, None], max(2, side // 8)).amax(1),
-            "patch8": patch8.amax(1),
-            "patch4": _neighbourhoods(signed, max(2, side // 4)).amax(1),
-            "peak8": patch8.amax(1) / (patch8.mean(1) + 1e-6),
+            "l1": weighted_mean(difference.flatten(1), inside),
+            "l2": pixel_residual(images, rebuilt, "l2", mask),
+            "top1": worst_share(difference.flatten(1), inside, 1),
+            "local": worst(*neighbourhoods(difference, eighth, mask)),
+            "patch8": peak8,
+            "patch4": worst(*neighbourhoods(signed, quarter, mask)),
+            "peak8": peak8 / (weighted_mean(patch8, share8) + 1e-6),
         }
-        distances = {"feature": feature_distances(self.features(rebuilt), target)}
+        if images.ndim == 5 or self.settings.perceptual == "ssim":
+            result["ssim"] = 1 - structural_similarity(rebuilt, images, mask)
+        maps = {"feature": (self.features(rebuilt), target)}
         if self.discriminator is not None:
-            distances["discriminator"] = feature_distances(
-                self.discriminator.features(rebuilt), self.discriminator.features(images)
-            )
-        for kind, layers in distances.items():
-            for i, layer in enumerate(layers):
-                result |= {f"{kind}{i}": layer.mean(1), f"{kind}{i}_worst": layer.amax(1)}
+            maps["discriminator"] = (self.discriminator.features(rebuilt), self.discriminator.features(images))
+        for kind, (seen, wanted) in maps.items():
+            for i, (layer, distance) in enumerate(zip(seen, feature_distances(seen, wanted), strict=True)):
+                share = resampled(mask, layer.shape[2:])
+                result |= {f"{kind}{i}": weighted_mean(distance, share), f"{kind}{i}_worst": worst(distance, share)}
         for name, network in self.auxiliaries.items():
             read = network(images)
             result[f"output_{name}"] = output_distance(network.attribute, read, network(rebuilt))
@@ -200,9 +239,3 @@ class Projector:
                 error = (denormalize_value(attribute, read) - values[name].to(self.device)).abs().mean(1)
                 result[f"condition_{name}"] = error / (attribute.value_max - attribute.value_min)
         return {f"residual_{name}": value for name, value in result.items()}
-
-
-def _neighbourhoods(difference: Tensor, side: int) -> Tensor:
-    """Absolute mean of `(B, C, *S)` over every neighbourhood of this side, averaged over the channels, `(B, places)`."""
-    pool = torch.nn.functional.avg_pool2d if difference.ndim == 4 else torch.nn.functional.avg_pool3d
-    return pool(difference, kernel_size=side, stride=1).abs().mean(1).flatten(1)

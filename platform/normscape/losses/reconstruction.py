@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from normscape.config import ProjectionConfig
 from normscape.errors import DataError
+from normscape.losses.masked import resampled, weighted_mean
 from normscape.networks.auxiliary import AuxiliaryNetwork
 
 Features = Callable[[Tensor], list[Tensor]]
@@ -22,10 +23,17 @@ def per_sample_mean(x: Tensor) -> Tensor:
     return x.flatten(1).mean(1)
 
 
-def pixel_residual(a: Tensor, b: Tensor, kind: str) -> Tensor:
-    """Mean absolute (`l1`) or squared (`l2`) difference of images `(B, C, *S)`, one value a sample."""
+def pixel_residual(a: Tensor, b: Tensor, kind: str, mask: Tensor | None = None) -> Tensor:
+    """Mean absolute (`l1`) or squared (`l2`) difference of images `(B, C, *S)`, one value a sample.
+
+    Args:
+        a, b: images.
+        kind: `l1` or `l2`.
+        mask: what counts, boolean `(B, 1, *S)`; everything when empty. The value of an empty mask is 0.
+    """
     difference = a - b
-    return per_sample_mean(difference.abs() if kind == "l1" else difference.square())
+    difference = difference.abs() if kind == "l1" else difference.square()
+    return per_sample_mean(difference) if mask is None else weighted_mean(difference.mean(1).flatten(1), mask.flatten(1))
 
 
 def feature_distances(a: list[Tensor], b: list[Tensor]) -> list[Tensor]:
@@ -37,9 +45,15 @@ def feature_distances(a: list[Tensor], b: list[Tensor]) -> list[Tensor]:
     return [(F.normalize(x, dim=1) - F.normalize(y, dim=1)).square().sum(1).flatten(1) for x, y in zip(a, b, strict=True)]
 
 
-def feature_residuals(a: list[Tensor], b: list[Tensor]) -> list[Tensor]:
-    """Perceptual distance of two lists of feature maps, averaged over the places: one value a layer and sample."""
-    return [distance.mean(1) for distance in feature_distances(a, b)]
+def feature_residuals(a: list[Tensor], b: list[Tensor], mask: Tensor | None = None) -> list[Tensor]:
+    """Perceptual distance of two lists of feature maps, averaged over the places: one value a layer and sample.
+
+    Args:
+        a, b: feature maps `(B, C_l, *S_l)`.
+        mask: what counts, boolean `(B, 1, *S)`: a place counts by the share of the mask that it covers.
+    """
+    weights = [resampled(mask, layer.shape[2:]) for layer in a]
+    return [weighted_mean(distance, weight) for distance, weight in zip(feature_distances(a, b), weights, strict=True)]
 
 
 class Efficientnet(nn.Module):
@@ -122,17 +136,17 @@ def _imagenet(images: Tensor) -> Tensor:
 
 
 def perceptual_features(config: ProjectionConfig, identity_network: AuxiliaryNetwork, device: torch.device) -> Features:
-    """The feature network that the configuration names.
+    """The feature network that the configuration names; for `ssim`, whose loss needs none, the one of the residuals.
 
     Args:
         config: the projection's settings.
-        identity_network: the frozen identity network, for `recognition`.
+        identity_network: the frozen identity network, for `recognition` and `ssim`.
         device: where to compute.
 
     Raises:
         DataError: Weights are not installed or not readable.
     """
-    if config.perceptual == "recognition":
+    if config.perceptual in ("recognition", "ssim"):
         return identity_network.features
     if config.perceptual == "efficientnet_lite0":
         return Efficientnet().to(device)

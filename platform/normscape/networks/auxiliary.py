@@ -2,13 +2,38 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from monai.networks.nets.resnet import ResNet, ResNetBlock
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from normscape.config import AttributeConfig, Config
+from normscape.errors import DataError
 from normscape.networks.layers import memory_format
+
+
+class PaddedShortcut(nn.Module):
+    """Shortcut of a ResNet block without weights: every second place, and zeros in the new channels (He et al. 2016, option A).
+
+    MONAI's own lets no gradient through.
+
+    Args:
+        outputs: channels.
+        stride: distance of the places that are kept.
+    """
+
+    def __init__(self, outputs: int, *, stride: int) -> None:
+        super().__init__()
+        self.outputs, self.stride = outputs, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(B, inputs, *S)` to `(B, outputs, *(S / stride))`."""
+        dims = x.ndim - 2
+        for axis in range(2, x.ndim):
+            x = x.index_select(axis, torch.arange(0, x.shape[axis], self.stride, device=x.device))
+        return nn.functional.pad(x, (0, 0) * dims + (0, self.outputs - x.shape[1]))
 
 
 class AuxiliaryNetwork(nn.Module):
@@ -38,6 +63,9 @@ class AuxiliaryNetwork(nn.Module):
             no_max_pool=not shape.stem_pool,
             num_classes=attribute.output_dim,
         )
+        if shape.pretrained is not None:  # MedicalNet's ResNet18 has shortcuts without weights
+            for stage in (self.net.layer2, self.net.layer3, self.net.layer4):
+                stage[0].downsample = PaddedShortcut(stage[0].conv1.out_channels, stride=2)
 
     @classmethod
     def from_config(cls, attribute: AttributeConfig, config: Config) -> AuxiliaryNetwork:
@@ -85,6 +113,46 @@ class AuxiliaryNetwork(nn.Module):
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
         """Distance of outputs `(..., D)`, in [0, 1] (thesis II.A.1)."""
         return output_distance(self.attribute, a, b)
+
+
+def load_medicalnet(network: AuxiliaryNetwork, path: Path) -> None:
+    """Start from MedicalNet's 3D ResNet18, pretrained on 23 medical data sets (Chen et al. 2019; thesis III.B.3).
+
+    Everything but the last layer is taken.
+
+    Args:
+        network: a 3D network with one image channel, made for pretrained weights.
+        path: `resnet_18_23dataset.pth` or `resnet_18.pth`, read with `weights_only=True`.
+
+    Raises:
+        DataError: the file is missing, is no file of weights, or holds those of another network.
+    """
+    where = f"auxiliary.pretrained: {path}"
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise DataError(f"{where} does not exist; expected MedicalNet's 3D ResNet18 weights") from error
+    except Exception as error:
+        raise DataError(f"{where} is not a file of weights that can be read without running code from it ({error})") from error
+    found = stored.get("state_dict", stored) if isinstance(stored, dict) else {}
+    found = {str(key).removeprefix("module."): value for key, value in found.items() if isinstance(value, Tensor)}
+    # the last layer is the attribute's own; files of old PyTorch versions do not count batches
+    wanted = {
+        key: value
+        for key, value in network.net.state_dict().items()
+        if not key.startswith("fc.") and not key.endswith("num_batches_tracked")
+    }
+    missing = [key for key in wanted if key not in found]
+    if missing:
+        raise DataError(f"{where} holds no MedicalNet ResNet18: {len(missing)} of {len(wanted)} weights missing, as {missing[0]}")
+    wrong = [key for key in wanted if found[key].shape != wanted[key].shape]
+    if wrong:
+        theirs, ours = tuple(found[wrong[0]].shape), tuple(wanted[wrong[0]].shape)
+        raise DataError(
+            f"{where} does not fit: its {wrong[0]} has shape {theirs}, expected {ours} (outputs, inputs, kernel); "
+            "MedicalNet's needs dims 3, image_channels 1, width 64, stem_kernel 7"
+        )
+    network.net.load_state_dict({key: found[key] for key in wanted}, strict=False)
 
 
 def output_distance(attribute: AttributeConfig, a: Tensor, b: Tensor) -> Tensor:

@@ -77,8 +77,9 @@ def detection(source: Source) -> Grid | None:
             lines.append([*line, percent(float(base["value"][0]), 0) if base is not None else "–"])
     head = ["Detector", "Accuracy", "thesis", "AUROC", "thesis", "AUPRC", "Prevalence"]
     note = (
-        "Below each number its 95 % interval by resampling subjects. Thresholds and settings come from training images only. "
-        "The forests are fitted to synthetic blots and so are supervised by them. Prevalence is the AUPRC of guessing."
+        "Below each number its 95 % interval by resampling subjects. Settings come from training images only; thresholds too, "
+        "unless there are calibration images, of subjects that are in neither split. The forests are fitted to synthetic blots "
+        "and so are supervised by them. Prevalence is the AUPRC of guessing."
     )
     if known:
         note += f" The thesis's threshold on L1 is {known.threshold_l1:g}, its forest has {known.forest}."

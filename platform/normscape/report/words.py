@@ -11,7 +11,12 @@ _DETECTORS = {
     "forest_thesis": "forest, thesis's features",
     "unsupervised": "unsupervised, no blots seen",
 }
-_SPLITS = {"train": "train, as fitted", "train_cv": "train, out of fold", "test": "test"}
+_SPLITS = {
+    "train": "train, as fitted",
+    "train_cv": "train, out of fold",
+    "calibration": "calibration, where thresholds were chosen",
+    "test": "test",
+}
 
 
 def detector_name(detector: str) -> str:

@@ -27,6 +27,9 @@ class Detector(Protocol):
     def fit(self, features: Array, label: Labels, groups: Groups) -> Self:
         """Learn from training rows; rows of one group (subject) are never split."""
 
+    def calibrate(self, features: Array, label: Labels) -> Self:
+        """Choose `threshold_` anew, on rows of subjects that neither `fit` nor any network has seen."""
+
     def decision_function(self, features: Array) -> Array:
         """Scores `(N,)`."""
 
@@ -41,6 +44,10 @@ class ThresholdDetector:
 
     def fit(self, features: Array, label: Labels, groups: Groups | None = None) -> Self:
         """Choose the threshold; `features` is `(N, 1)`."""
+        return self.calibrate(features, label)
+
+    def calibrate(self, features: Array, label: Labels) -> Self:
+        """The threshold of the best accuracy on these rows."""
         self.threshold_ = best_accuracy_threshold(label, self.decision_function(features))
         return self
 
@@ -100,7 +107,11 @@ class TailDetector:
         if not len(normal):
             raise ValueError("no normal row to fit to")
         self.sorted_ = np.sort(normal, axis=0)
-        self.threshold_ = quantile_threshold(self.decision_function(normal), self.quantile)
+        return self.calibrate(features, label)
+
+    def calibrate(self, features: Array, label: Labels) -> Self:
+        """The quantile of the scores of the normal ones of these rows."""
+        self.threshold_ = quantile_threshold(self.decision_function(features[label == 0]), self.quantile)
         return self
 
     def decision_function(self, features: Array) -> Array:

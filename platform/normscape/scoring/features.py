@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,11 +23,13 @@ RESIDUAL_PREFIX = "residual_"
 L1_COLUMN = "residual_l1"
 ID_COLUMNS = ("sample_id", "subject", "split", "label")
 SPLITS = ("train", "test")
+CALIBRATION = "calibration"
+"""Rows of subjects in neither split, where there are any: no network has seen them."""
 
 
 @dataclass(frozen=True)
 class Projections:
-    """A checked projections table of N rows, split into train and test by subject.
+    """A checked projections table of N rows, split into train, test and maybe calibration by subject.
 
     `subject` and `split` are arrays of strings, `label` is 0 (normal) or 1 (anomalous); `columns` holds the numeric columns, NaN
     where a value does not exist (blot columns of normal rows).
@@ -110,7 +113,7 @@ def read_projections(path: Path) -> Projections:
 
     Raises:
         DataError: the file is missing or is not Parquet; a column is missing; labels other than 0 and 1; a split that is empty or
-            holds one class only; a subject in both splits.
+            holds one class only; a subject in two splits.
     """
     if not path.is_file():
         raise DataError(f"{path}: expected the table of projections, found no such file")
@@ -143,19 +146,23 @@ def read_projections(path: Path) -> Projections:
 
 def _check(table: Projections) -> None:
     """Labels, splits and subjects; see `read_projections`."""
+    splits = (*SPLITS, CALIBRATION) if (table.split == CALIBRATION).any() else SPLITS
     labels = sorted(set(table.label.tolist()))
     if not set(labels) <= {0, 1}:
         raise DataError(f"{table.path}: label must be 0 (normal) or 1 (anomalous), found {', '.join(map(str, labels))}")
-    unknown = sorted(set(table.split.tolist()) - set(SPLITS))
+    unknown = sorted(set(table.split.tolist()) - set(splits))
     if unknown:
-        raise DataError(f"{table.path}: split must be train or test, found {', '.join(unknown)}")
-    for split in SPLITS:
+        raise DataError(f"{table.path}: split must be train, test or calibration, found {', '.join(unknown)}")
+    for split in splits:
         rows = table.split == split
         normal, anomalous = int((table.label[rows] == 0).sum()), int((table.label[rows] == 1).sum())
         if not normal or not anomalous:
             raise DataError(
                 f"{table.path}: split {split} needs normal and anomalous rows, found {normal} normal and {anomalous} anomalous"
             )
-    both = sorted(set(table.subject[table.split == "train"].tolist()) & set(table.subject[table.split == "test"].tolist()))
-    if both:
-        raise DataError(f"{table.path}: subjects must be in one split only, found in both: {', '.join(both)}")
+    for one, other in itertools.combinations(splits, 2):
+        both = sorted(set(table.subject[table.split == one].tolist()) & set(table.subject[table.split == other].tolist()))
+        if both:
+            raise DataError(
+                f"{table.path}: subjects must be in one split only, found in both {one} and {other}: {', '.join(both)}"
+            )

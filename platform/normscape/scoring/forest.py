@@ -16,6 +16,7 @@ from sklearn.model_selection import GridSearchCV
 
 from normscape.errors import DataError
 from normscape.scoring.detectors import Array, Groups, Labels, grouped_folds
+from normscape.scoring.thresholds import best_accuracy_threshold
 
 TRUSTED_TYPES = ["sklearn.tree._tree.Tree"]
 """Types in a forest's file that skops does not trust by itself; a file with any other is refused."""
@@ -25,8 +26,9 @@ class ForestDetector:
     """A random forest whose settings are found by grid search with cross-validation grouped by subject.
 
     The search maximises the mean AUROC of the held-out folds; the first of equally good settings wins, so list cheap ones
-    first. The score is the forest's probability of anomalous, in [0, 1]; above one half, a row is called anomalous. The result
-    does not depend on `jobs`: grid points are fitted in parallel, but one thread adds up the trees of one forest, in order.
+    first. The score is the forest's probability of anomalous, in [0, 1]; above one half, or above the threshold that `calibrate`
+    finds, a row is called anomalous. The result does not depend on `jobs`: grid points are fitted in parallel, but one thread
+    adds up the trees of one forest, in order.
 
     Args:
         max_depth: grid of maximum depths.
@@ -105,12 +107,17 @@ class ForestDetector:
         best = {name: (value,) for name, value in self.best_params_.items()}
         return ForestDetector(**best, folds=self.folds, seed=self.seed, jobs=self.jobs)
 
+    def calibrate(self, features: Array, label: Labels) -> Self:
+        """The threshold of the best accuracy on these rows."""
+        self.threshold_ = best_accuracy_threshold(label, self.decision_function(features))
+        return self
+
     def decision_function(self, features: Array) -> Array:
         """Probability of anomalous, averaged over the trees, `(N,)`, in [0, 1]."""
         return self.forest_.predict_proba(features)[:, 1]
 
     def predict(self, features: Array) -> Labels:
-        """1 where the score exceeds one half."""
+        """1 where the score exceeds the threshold."""
         return (self.decision_function(features) > self.threshold_).astype(np.int64)
 
     def save(self, path: Path, feature_names: Sequence[str]) -> None:
@@ -152,6 +159,7 @@ class ForestDetector:
             detector = cls(**grid)
             detector.best_params_ = settings["best_params"]
             detector.grid_ = settings["grid"]
+            threshold = float(settings["threshold"])
             names = list(settings["features"])
         except DataError:
             raise
@@ -160,6 +168,7 @@ class ForestDetector:
         if not isinstance(forest, RandomForestClassifier) or forest.n_features_in_ != len(names):
             raise DataError(f"{path}: the forest and the settings in {path.with_suffix('.json').name} do not belong together")
         detector._take(forest)
+        detector.threshold_ = threshold
         return detector, names
 
     def _take(self, forest: RandomForestClassifier) -> None:

@@ -5,7 +5,8 @@ Writes:
 - `<attribute>.safetensors`;
 - `triplets.parquet`: split, separated, separated_by_margin (shares in [0, 1]), n;
 - `distances.parquet`: attribute, split, pair (same | different), distance in [0, 1];
-- `value_errors.parquet`: attribute, split, mean_absolute_error, unit.
+- `value_errors.parquet`: attribute, split, mean_absolute_error (of a vector the mean Euclidean distance), unit, and the same in
+  voxels where the unit is mm and the data has a spacing.
 """
 
 from __future__ import annotations
@@ -24,6 +25,15 @@ from normscape.training.communicator import Communicator
 
 TRIPLETS = 4000
 """Random triplets, or values, a split."""
+VALUE_ERRORS = pa.schema(
+    [
+        ("attribute", pa.string()),
+        ("split", pa.string()),
+        ("mean_absolute_error", pa.float64()),
+        ("unit", pa.string()),
+        ("voxels", pa.float64()),
+    ]
+)
 
 
 def run(context: StageContext) -> dict[str, float]:
@@ -83,13 +93,14 @@ def finish(context: StageContext, networks: Mapping[str, AuxiliaryNetwork]) -> d
                 }
             else:
                 error = value_error(network, samples, count=TRIPLETS, seed=config.seed, split=split, device=device)
-                errors.append({"attribute": attribute.name, "split": split, "mean_absolute_error": error, "unit": attribute.unit})
+                row = {"attribute": attribute.name, "split": split, "mean_absolute_error": error, "unit": attribute.unit}
                 metrics[f"{split}_{attribute.name}_error"] = error
+                if attribute.unit == "mm" and config.data.source == "brain":
+                    voxels = error / config.data.spacing_mm
+                    row["voxels"] = metrics[f"{split}_{attribute.name}_error_voxels"] = voxels
+                errors.append(row)
     write_quality(context, quality)
-    schema = pa.schema(
-        [("attribute", pa.string()), ("split", pa.string()), ("mean_absolute_error", pa.float64()), ("unit", pa.string())]
-    )
-    pq.write_table(pa.Table.from_pylist(errors, schema=schema), context.folder / "value_errors.parquet")
+    pq.write_table(pa.Table.from_pylist(errors, schema=VALUE_ERRORS), context.folder / "value_errors.parquet")
     return metrics
 
 

@@ -3,7 +3,8 @@
 Writes:
 
 - `<attribute>.safetensors` for every attribute of kind value;
-- `controllability.parquet`: attribute, asked, read (in the attribute's unit; one row a component), identity_distance in [0, 1];
+- `controllability.parquet`: attribute, asked, read (in the attribute's unit; one row a component), identity_distance in [0, 1].
+  A number is asked for uniformly over its range, a vector at values that training images have;
 - `sweep.npy`: uint8 (identities, values, C, *S) with `sweep.json`: attribute, values, unit.
 """
 
@@ -23,6 +24,8 @@ from normscape.networks.generator import Generator
 from normscape.stages.core import StageContext
 from normscape.stages.files import write_json
 from normscape.stages.models import load_auxiliaries, load_encoder, load_generator
+from normscape.stages.prepare import open_samples
+from normscape.training.auxiliary import value_distance
 from normscape.training.checkpoint import TrainingState, save_module
 from normscape.training.controllers import encoded_values, generated_values, measure_control, train_controller, value_sweep
 
@@ -34,7 +37,8 @@ def run(context: StageContext) -> dict[str, float]:
     config, device = context.config, context.device
     auxiliaries = load_auxiliaries(config, context.inputs["auxiliary"], device)
     generator = load_generator(config, context.inputs["gan"], device)
-    pairs = _pairs(context, generator, auxiliaries)
+    known = _known_vectors(context)
+    pairs = _pairs(context, generator, auxiliaries, known)
     columns: dict[str, list[object]] = {"attribute": [], "asked": [], "read": [], "identity_distance": []}
     metrics: dict[str, float] = {}
     for number, attribute in enumerate(config.value_attributes):
@@ -57,6 +61,7 @@ def run(context: StageContext) -> dict[str, float]:
             identity=config.attributes[0].name,
             count=config.controllers.check_samples,
             seed=config.seed,
+            known=known.get(attribute.name),
         )
         asked, read = measured["asked"].flatten(), measured["read"].flatten()
         columns["attribute"] += [attribute.name] * len(asked)
@@ -64,7 +69,7 @@ def run(context: StageContext) -> dict[str, float]:
         columns["read"] += read.tolist()
         columns["identity_distance"] += measured["identity_distance"].repeat_interleave(attribute.output_dim).tolist()
         metrics |= {
-            f"{attribute.name}_error": (asked - read).abs().mean().item(),
+            f"{attribute.name}_error": value_distance(measured["asked"], measured["read"]).mean().item(),
             f"{attribute.name}_identity_distance": measured["identity_distance"].mean().item(),
         }
         if number == 0:
@@ -79,8 +84,21 @@ def run(context: StageContext) -> dict[str, float]:
     return metrics
 
 
+def _known_vectors(context: StageContext) -> dict[str, torch.Tensor]:
+    """Vector-valued attributes to the values `(N, D)` of the training images, where these vary: no other may have an image."""
+    vectors = [a for a in context.config.value_attributes if a.output_dim > 1]
+    if not vectors:
+        return {}
+    samples, _ = open_samples(context)
+    values = {a.name: samples.values[a.column or ""] for a in vectors}
+    return {name: value for name, value in values.items() if (value != value[:1]).any()}
+
+
 def _pairs(
-    context: StageContext, generator: Generator, auxiliaries: Mapping[str, AuxiliaryNetwork]
+    context: StageContext,
+    generator: Generator,
+    auxiliaries: Mapping[str, AuxiliaryNetwork],
+    known: Mapping[str, torch.Tensor],
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Styles `(N, d)` and values `(N, D)` that each controller learns from."""
     config, settings = context.config, context.config.controllers
@@ -88,7 +106,7 @@ def _pairs(
         encoder = load_encoder(config, context.inputs["gan"], context.device)
         assert encoder is not None  # checked by the schema
         return {
-            a.name: encoded_values(generator, encoder, a, count=settings.samples, seed=config.seed)
+            a.name: encoded_values(generator, encoder, a, count=settings.samples, seed=config.seed, known=known.get(a.name))
             for a in config.value_attributes
         }
     networks = {a.name: auxiliaries[a.name] for a in config.value_attributes}

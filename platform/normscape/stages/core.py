@@ -118,7 +118,7 @@ STAGES: tuple[Stage, ...] = (
         version=2,
         module="normscape.stages.project",
     ),
-    Stage("score", ("scoring",), ("project",), module="normscape.stages.score"),
+    Stage("score", ("scoring",), ("project",), version=2, module="normscape.stages.score"),
     # The page lies above the stages: whoever runs them brings the function.
     Stage("report", ("name", "description"), ("prepare", "auxiliary", "gan", "controllers", "latents", "project", "score")),
 )

@@ -1,17 +1,19 @@
-"""Stage `prepare`: which images there are, and which subjects are for training and which for the test (thesis III.A.1).
+"""Stage `prepare`: which images there are, and which subjects are for training and which for the test (thesis III.A.1, III.B.1).
 
 Writes:
 
 - `samples.parquet`, one row an image: sample_id (int64, position in the data set), subject (text), subject_index (int64), split
-  (train | test | unused), and the value columns in natural units (`angle_degrees`);
-- `split.json`: the seed, how many samples there are, and the subjects of each split.
+  (train | test | unused), and the value columns in natural units (`angle_degrees`; `position_mm` is a list x, y, z);
+- `split.json`: the seed, how many samples there are, and the subjects of each split;
+- of a brain also `patches.parquet` and `contrast.parquet` (see `normscape.datasets.patches`).
 
-The images themselves stay where they come from (the cache of rendered chairs, the RC-49 file); later stages read them through
-`open_samples`.
+The images themselves stay where they come from (the cache of rendered chairs, the RC-49 file, the volumes of a prepared cohort);
+later stages read them through `open_samples`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,9 @@ import pyarrow.parquet as pq
 import torch
 
 from normscape.config import Config
-from normscape.datasets.samples import SampleSet, load_samples, split_subjects
+from normscape.datasets.cohort import split_subjects as split_stratified
+from normscape.datasets.patches import PatchSource
+from normscape.datasets.samples import SampleSet, Split, load_samples, split_subjects
 from normscape.errors import DataError
 from normscape.stages.core import StageContext
 from normscape.stages.files import read_json, write_json
@@ -36,12 +40,13 @@ def run(context: StageContext) -> dict[str, float]:
         DataError: the samples do not fit the configuration, or there are too few subjects.
     """
     config = context.config
-    samples = _load(config, context.recorder)
+    samples = _load(config, context.folder, recorder=context.recorder)
     _check_samples(samples, config)
     try:
-        split = split_subjects(samples.subjects, config.data.train_subjects, config.data.test_subjects, config.seed)
+        split = _split(samples, config)
     except DataError as error:
-        raise DataError(f"{config.data.path or config.data.source}: {error} (data.train_subjects, data.test_subjects)") from error
+        where = config.data.path or config.data.root or config.data.source
+        raise DataError(f"{where}: {error} (data.train_subjects, data.test_subjects)") from error
     code = np.full(len(samples.subjects), SPLITS.index("unused"))
     code[list(split.train)] = SPLITS.index("train")
     code[list(split.test)] = SPLITS.index("test")
@@ -80,7 +85,7 @@ def open_prepared(config: Config, folder: Path) -> SampleSet:
         DataError: the data are not those that were split.
     """
     split = read_json(folder / "split.json")
-    samples = _load(config, None)
+    samples = _load(config, folder, learn_from=split.get("train"))
     if list(samples.subjects) != split.get("subjects") or len(samples) != split.get("samples"):
         raise DataError(
             f"the data changed since {folder} was made: it holds {split.get('samples')} samples of "
@@ -90,15 +95,32 @@ def open_prepared(config: Config, folder: Path) -> SampleSet:
     return samples
 
 
-def _load(config: Config, recorder: Recorder | None) -> SampleSet:
-    progress = None if recorder is None else lambda done, total: recorder.progress(done, total, "image")
-    return load_samples(config.data, config.image_size, progress=progress)
+def _load(
+    config: Config, folder: Path, *, learn_from: Sequence[str] | None = None, recorder: Recorder | None = None
+) -> SampleSet:
+    unit = "scan" if config.data.source == "brain" else "image"
+    progress = None if recorder is None else lambda done, total: recorder.progress(done, total, unit)
+    return load_samples(config.data, config.image_size, seed=config.seed, folder=folder, learn_from=learn_from, progress=progress)
+
+
+def _split(samples: SampleSet, config: Config) -> Split:
+    """By subject; of a brain with the same shares of sites and ages in both parts."""
+    train, test, seed = config.data.train_subjects, config.data.test_subjects, config.seed
+    if not isinstance(samples.images, PatchSource):
+        return split_subjects(samples.subjects, train, test, seed)
+    place = {name: i for i, name in enumerate(samples.subjects)}
+    table = samples.images.cohort.subjects.select(["subject", "age_years", "site"]).to_pylist()
+    scans = [row for row in table if row["subject"] in place]
+    columns = ([row[name] for row in scans] for name in ("subject", "age_years", "site"))
+    parts = split_stratified(*columns, train=train, test=test, seed=seed)
+    first, second = (tuple(sorted(place[name] for name in part)) for part in parts)
+    return Split(train=first, test=second)
 
 
 def _check_samples(samples: SampleSet, config: Config) -> None:
     """Whether images and values are what the configuration says."""
     expected = (config.image_channels, *[config.image_size] * config.dims)
-    found = tuple(samples.images.shape[1:])
+    found = samples.images.shape
     if found != expected:
         asked = f"the configuration asks for {expected} (image_channels, then image_size for each of dims)"
         raise DataError(f"source {config.data.source} gives images of shape {found}, {asked}")
@@ -124,5 +146,8 @@ def _write_samples(path: Path, samples: SampleSet, split: np.ndarray) -> None:
     }
     for name, values in samples.values.items():
         array = values.numpy()
-        columns[name] = pa.array(array[:, 0]) if array.shape[1] == 1 else pa.array(list(array), pa.list_(pa.float32()))
+        width = array.shape[1]
+        flat = pa.array(np.ascontiguousarray(array).reshape(-1))
+        ends = pa.array(np.arange(0, len(flat) + 1, width, dtype=np.int32))
+        columns[name] = flat if width == 1 else pa.ListArray.from_arrays(ends, flat)
     pq.write_table(pa.table(columns), path)

@@ -151,7 +151,7 @@ class ShardProjector:
         images[anomalous] = blots.images
         # what is projected is what is stored: 8-bit images
         stored = to_uint8(images)
-        projection = self.projector.project(to_unit_range(stored), values)
+        projection = self.projector.project(to_unit_range(stored), values, self.samples.masks(index))
         radius, contrast = (torch.full((len(shard),), float("nan"), dtype=torch.float64) for _ in range(2))
         radius[anomalous], contrast[anomalous] = blots.radius_px.double(), blots.contrast.double()
         columns: dict[str, pa.Array] = {

@@ -1,11 +1,13 @@
 """Stage `score`: anomaly scores of the projected images, with intervals (thesis II.B.2, IV.A.3).
 
-Reads `project/projections.parquet`. Everything is fitted and chosen on the train split. Writes:
+Reads `project/projections.parquet`. Detectors are fitted on the train split. Where there are calibration rows, of subjects
+that no network has seen, the thresholds are chosen on those: residuals of training subjects are too small to judge unseen
+ones by. Else they are chosen on the train split, as in the thesis. Test labels choose nothing. Writes:
 
 - `scores.parquet`, rows aligned with those of the projections: sample_id, split, subject, label, `<detector>_score`, and
-  `<detector>_out_of_fold`, the score of a training row by a detector fitted without its subject (null for test rows);
-- `metrics.parquet`: detector, split (train | train_cv | test), metric (accuracy | auroc | auprc | prevalence), value, low, high
-  (95 %, by resampling subjects), thesis (its own number or null), resamples, skipped, subjects, rows;
+  `<detector>_out_of_fold`, the score of a training row by a detector fitted without its subject (null for other rows);
+- `metrics.parquet`: detector, split (train | train_cv | calibration | test), metric (accuracy | auroc | auprc | prevalence),
+  value, low, high (95 %, by resampling subjects), thesis (its own number or null), resamples, skipped, subjects, rows;
 - `roc.parquet`: detector, split, fpr, tpr;
 - `strata.parquet`: test AUROC by tercile of a blot's property: detector, property, tercile, from_value, to_value, rows,
   subjects, value, low, high;
@@ -32,6 +34,7 @@ from normscape.config import ScoringConfig
 from normscape.errors import DataError
 from normscape.scoring.detectors import Array, Detector, Labels, TailDetector, ThresholdDetector, out_of_fold
 from normscape.scoring.features import (
+    CALIBRATION,
     L1_COLUMN,
     FeatureSet,
     Projections,
@@ -76,7 +79,7 @@ class _Scored:
 
 
 def run(context: StageContext) -> dict[str, float]:
-    """Fit the detectors on training rows, score every row, and measure.
+    """Fit the detectors on training rows, choose their thresholds, score every row, and measure.
 
     Raises:
         DataError: the projections are damaged, incomplete, hold NaN, or one class only.
@@ -95,7 +98,7 @@ def run(context: StageContext) -> dict[str, float]:
 
 
 def _fit_all(table: Projections, context: StageContext) -> dict[str, _Scored]:
-    """Every detector, fitted on training rows only."""
+    """Every detector, fitted on training rows, its threshold from the calibration rows where there are any."""
     config = context.config
     scoring = config.scoring
     names = list(table.columns)
@@ -121,13 +124,15 @@ def _fit_all(table: Projections, context: StageContext) -> dict[str, _Scored]:
         plan.append((f"forest_{other}", feature_columns(names, other, values, path=table.path), forest))
     plan.append(("unsupervised", evidence_columns(names), TailDetector))
 
-    train = table.split == "train"
+    train, calibration = table.split == "train", table.split == CALIBRATION
     scored = {}
     for done, (name, columns, make) in enumerate(plan):
         context.recorder.progress(done, len(plan), "detector")
         features = table.features(columns)
         try:
             detector = make().fit(features[train], table.label[train], table.subject[train])
+            if calibration.any():
+                detector.calibrate(features[calibration], table.label[calibration])
             again = detector.with_best_settings if isinstance(detector, ForestDetector) else make
             cv_score, cv_predicted = out_of_fold(
                 again, features[train], table.label[train], table.subject[train], folds=scoring.folds, seed=config.seed
@@ -142,11 +147,16 @@ def _fit_all(table: Projections, context: StageContext) -> dict[str, _Scored]:
 
 
 def _splits(table: Projections, scored: _Scored) -> Iterable[tuple[str, NDArray[np.bool_], Array, Labels]]:
-    """(name, rows, scores, predictions) of train, train_cv and test."""
-    train, test = table.split == "train", table.split == "test"
-    yield "train", train, scored.score[train], scored.predicted[train]
-    yield "train_cv", train, scored.cv_score, scored.cv_predicted
-    yield "test", test, scored.score[test], scored.predicted[test]
+    """(name, rows, scores, predictions) of train, train_cv, calibration where there is one, and test.
+
+    Predictions of train_cv use each fold's own threshold, as without calibration.
+    """
+    for split in ("train", CALIBRATION, "test"):
+        rows = table.split == split
+        if rows.any():
+            yield split, rows, scored.score[rows], scored.predicted[rows]
+        if split == "train":
+            yield "train_cv", rows, scored.cv_score, scored.cv_predicted
 
 
 METRICS_SCHEMA = pa.schema(

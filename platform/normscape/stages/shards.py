@@ -44,7 +44,7 @@ class Shard:
 
     number: int
     split: str
-    """train or test."""
+    """train, test or calibration."""
     rows: NDArray[np.int64]
     """(n,): places in the full sample set."""
     labels: NDArray[np.int64]
@@ -73,14 +73,16 @@ class Quarantined:
 
 
 def plan_shards(config: Config, prepared: Path) -> list[Shard]:
-    """Distinct random samples of both splits, every second one anomalous, in batches; the same in every process.
+    """Distinct random samples of every split, every second one anomalous, in batches; the same in every process.
+
+    Samples for calibration are of subjects that are neither for training nor for the test.
 
     Args:
         config: the experiment.
         prepared: the finished folder of stage `prepare`.
 
     Raises:
-        DataError: the table of samples cannot be read.
+        DataError: the table of samples cannot be read, or no subject is left for calibration.
     """
     path = prepared / "samples.parquet"
     try:
@@ -88,9 +90,19 @@ def plan_shards(config: Config, prepared: Path) -> list[Shard]:
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: not a readable table of samples ({error}); run again with `--from prepare`") from error
     size = config.projection.batch_size
+    settings = config.projection
     shards: list[Shard] = []
-    for split, count in (("train", config.projection.train_samples), ("test", config.projection.test_samples)):
-        rows = np.flatnonzero(pc.equal(split_of, split).to_numpy())
+    for split, source, count in (
+        ("train", "train", settings.train_samples),
+        ("test", "test", settings.test_samples),
+        ("calibration", "unused", settings.calibration_samples),
+    ):
+        rows = np.flatnonzero(pc.equal(split_of, source).to_numpy())
+        if count and not len(rows):
+            raise DataError(
+                f"projection.{split}_samples: {count} asked for, and the data has no subject left for it; "
+                "lower data.train_subjects or data.test_subjects"
+            )
         chosen = rows[torch.randperm(len(rows), generator=seeded(config.seed, "project", split))[:count].numpy()]
         labels = np.arange(len(chosen)) % 2
         for begin in range(0, len(chosen), size):

@@ -17,15 +17,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from normscape.config import AttributeConfig, Config
+from normscape.config import AttributeConfig, AuxiliaryConfig, Config
 from normscape.datasets.augmentation import augment
 from normscape.datasets.samples import SampleSet
 from normscape.losses.triplet import semi_hard_triplet_loss, separated_shares
-from normscape.networks.auxiliary import AuxiliaryNetwork, denormalize_value, freeze, normalize_value, output_distance
+from normscape.networks.auxiliary import (
+    AuxiliaryNetwork,
+    denormalize_value,
+    freeze,
+    load_medicalnet,
+    normalize_value,
+    output_distance,
+)
 from normscape.training.checkpoint import TrainingState
 from normscape.training.communicator import Communicator, share
 from normscape.training.recorder import Recorder
 from normscape.training.seeding import seeded
+
+HUBER_DELTA = 0.02
+"""Differences beyond this share of the range count linearly."""
 
 
 def train_auxiliary(
@@ -40,7 +50,7 @@ def train_auxiliary(
     communicator: Communicator | None = None,
     saved: Callable[[int], None] = lambda step: None,
 ) -> AuxiliaryNetwork:
-    """Train one attribute's network: triplet loss for an embedding, L2 for a value; SGD with Nesterov momentum.
+    """Train one attribute's network: triplet loss for an embedding, L2 for a value.
 
     Args:
         attribute: what to train for.
@@ -58,23 +68,21 @@ def train_auxiliary(
 
     Raises:
         ValueError: the batch cannot be shared out evenly among the workers.
+        DataError: the pretrained weights cannot be read or do not fit.
     """
     settings = attribute.auxiliary
     communicator = communicator or Communicator()
     first, several = communicator.rank == 0, communicator.size > 1
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeded(config.seed, "auxiliary", attribute.name, "weights").initial_seed())
-        network = AuxiliaryNetwork.from_config(attribute, config).to(device)
+        network = AuxiliaryNetwork.from_config(attribute, config)
+    if settings.pretrained is not None:
+        load_medicalnet(network, settings.pretrained)
+    network.to(device)
     steps_per_epoch = math.ceil((settings.epoch_samples or len(samples)) / settings.batch_size)
     total = settings.epochs * steps_per_epoch
-    optimizer = torch.optim.SGD(
-        network.parameters(),
-        lr=settings.learning_rate,
-        momentum=settings.momentum,
-        nesterov=settings.momentum > 0,
-        weight_decay=settings.weight_decay,
-    )
-    state = TrainingState(digest, {"network": network}, {"sgd": optimizer})
+    optimizer = make_optimizer(network, settings)
+    state = TrainingState(digest, {"network": network}, {settings.optimizer: optimizer})
     start = state.load_latest(folder)
     communicator.broadcast(network.state_dict().values())
     rows = batch_share(attribute, communicator)
@@ -91,13 +99,14 @@ def train_auxiliary(
             index = torch.randint(len(samples), (settings.batch_size,), generator=random)
         if several:
             index, random = index[rows], seeded(config.seed, "auxiliary", attribute.name, step, communicator.rank)
-        images = augment(samples.batch(index).to(device), config.augmentation, hue=settings.augment_hue, generator=random)
+        images, values = samples.draw(index, random)
+        images = augment(images.to(device), config.augmentation, hue=settings.augment_hue, generator=random)
         output = network(images)
         if attribute.kind == "embedding":
             loss, _ = semi_hard_triplet_loss(output, samples.subject[index].to(device), settings.margin)
         else:
             assert attribute.column is not None
-            loss = F.mse_loss(output, normalize_value(attribute, samples.values[attribute.column][index].to(device)))
+            loss = value_loss(output, normalize_value(attribute, values[attribute.column].to(device)), settings)
         optimizer.zero_grad(set_to_none=True)
         loss = loss / communicator.size  # this worker's part of the mean
         loss.backward()
@@ -117,6 +126,24 @@ def train_auxiliary(
             saved(step + 1)
     freeze(network)
     return network
+
+
+def make_optimizer(network: AuxiliaryNetwork, settings: AuxiliaryConfig) -> torch.optim.Optimizer:
+    """The optimiser that the settings name."""
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
+    return torch.optim.SGD(
+        network.parameters(),
+        lr=settings.learning_rate,
+        momentum=settings.momentum,
+        nesterov=settings.momentum > 0,
+        weight_decay=settings.weight_decay,
+    )
+
+
+def value_loss(output: Tensor, target: Tensor, settings: AuxiliaryConfig) -> Tensor:
+    """Mean loss of normalised values `(B, D)`."""
+    return F.mse_loss(output, target) if settings.value_loss == "l2" else F.huber_loss(output, target, delta=HUBER_DELTA)
 
 
 def batch_share(attribute: AttributeConfig, communicator: Communicator) -> Tensor:
@@ -209,9 +236,14 @@ def measure_triplets(attribute: AttributeConfig, anchor: Tensor, positive: Tenso
 def value_error(
     network: AuxiliaryNetwork, samples: SampleSet, *, count: int, seed: int, split: str, device: torch.device
 ) -> float:
-    """Mean absolute error in the attribute's unit, over `count` random samples."""
+    """Mean absolute error in the attribute's unit, over `count` random samples; of a vector the mean Euclidean distance."""
     attribute = network.attribute
     assert attribute.column is not None
     index = torch.randint(len(samples), (count,), generator=seeded(seed, "values", split))
     predicted = denormalize_value(attribute, predict(network, samples, index, device=device))
-    return (predicted - samples.values[attribute.column][index]).abs().mean().item()
+    return value_distance(predicted, samples.values[attribute.column][index]).mean().item()
+
+
+def value_distance(a: Tensor, b: Tensor) -> Tensor:
+    """Distance `(B,)` of values `(B, D)` in their unit: absolute of a number, Euclidean of a vector."""
+    return (a - b).square().sum(1).sqrt() if a.shape[1] > 1 else (a - b).abs().squeeze(1)

@@ -140,5 +140,5 @@ def reference_frechet(
         rows = torch.isin(samples.subject, half).nonzero().squeeze(1)
         drawn: Tensor = rows[torch.randint(len(rows), (config.gan.quality_samples,), generator=random)]
         for part in drawn.split(batch_size):
-            frechet.update(samples.batch(part).to(device), real=real)
+            frechet.update(samples.batch(part, random).to(device), real=real)
     return float(frechet.compute())

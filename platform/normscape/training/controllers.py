@@ -48,7 +48,7 @@ def generated_values(
 
 @torch.no_grad()
 def encoded_values(
-    generator: Generator, encoder: Encoder, attribute: AttributeConfig, *, count: int, seed: int
+    generator: Generator, encoder: Encoder, attribute: AttributeConfig, *, count: int, seed: int, known: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Random values of an attribute, and the styles that the encoder's embedding and the mapping stack give them.
 
@@ -57,15 +57,25 @@ def encoded_values(
         encoder: the averaged encoder, trained on images with known values.
         attribute: of kind value.
         count: pairs.
-        seed: chooses the values, uniform over the attribute's range.
+        seed: chooses the values.
+        known: see `random_values`.
 
     Returns:
         Sub-vectors `(count, d)` and values `(count, D)` in the attribute's unit, on the CPU.
     """
-    unit = torch.rand(count, attribute.output_dim, generator=seeded(seed, "encoded", attribute.name))
-    values = denormalize_value(attribute, unit)
+    values = random_values(attribute, count, seeded(seed, "encoded", attribute.name), known)
     latents = encoder.values[attribute.name](values.to(generator.constant.device))
     return generator.mapping.stack(attribute.name, latents).cpu(), values
+
+
+def random_values(attribute: AttributeConfig, count: int, random: torch.Generator, known: Tensor | None = None) -> Tensor:
+    """Values `(count, D)` in the attribute's unit: uniform over its range, or drawn from known ones `(N, D)` where given.
+
+    The range of a vector is a box, and at many of its places there may be no image: the corners lie outside of the brain.
+    """
+    if known is not None:
+        return known[torch.randint(len(known), (count,), generator=random)]
+    return denormalize_value(attribute, torch.rand(count, attribute.output_dim, generator=random))
 
 
 def train_controller(
@@ -132,9 +142,10 @@ def measure_control(
     identity: str,
     count: int,
     seed: int,
+    known: Tensor | None = None,
     batch_size: int = 512,
 ) -> dict[str, Tensor]:
-    """Ask for random values within the attribute's range and read them back from the images.
+    """Ask for random values and read them back from the images.
 
     Args:
         attribute: the controlled attribute.
@@ -144,6 +155,7 @@ def measure_control(
         identity: the identity attribute's name.
         count: images to generate.
         seed: chooses values and latents.
+        known: see `random_values`.
         batch_size: images at once.
 
     Returns:
@@ -152,11 +164,10 @@ def measure_control(
     """
     random = seeded(seed, "control", attribute.name)
     device = generator.constant.device
-    low, high = attribute.value_min, attribute.value_max
     columns: dict[str, list[Tensor]] = {"asked": [], "read": [], "identity_distance": []}
     for start in range(0, count, batch_size):
         n = min(batch_size, count - start)
-        asked, other = (low + (high - low) * torch.rand(n, attribute.output_dim, generator=random) for _ in range(2))
+        asked, other = (random_values(attribute, n, random, known) for _ in range(2))
         w = generator.mapping(draw_latents(n, generator, random))
         images, others = (
             generator.synthesize(with_value(generator, controller, w, value.to(device))) for value in (asked, other)

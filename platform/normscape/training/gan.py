@@ -23,6 +23,8 @@ from normscape.config import Config
 from normscape.datasets.samples import SampleSet
 from normscape.losses.adversarial import discriminator_loss, generator_loss, path_lengths, r1_penalty
 from normscape.losses.contrastive import ContrastiveTerm, contrastive_loss, pair_latents
+from normscape.losses.masked import as_mask
+from normscape.losses.reconstruction import pixel_residual
 from normscape.networks.auxiliary import AuxiliaryNetwork, freeze
 from normscape.networks.discriminator import Discriminator
 from normscape.networks.encoder import Encoder
@@ -149,7 +151,11 @@ class GanTrainer:
         return {"r1": penalty.detach()}
 
     def generator_phase(
-        self, step: int, real: Tensor | None = None, values: Mapping[str, Tensor] | None = None
+        self,
+        step: int,
+        real: Tensor | None = None,
+        values: Mapping[str, Tensor] | None = None,
+        masks: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Update G against D and on the factorised contrastive loss of a paired batch, and G and E on real images.
 
@@ -157,6 +163,7 @@ class GanTrainer:
             step: counted from 0.
             real: this worker's real images `(b, C, *S)`; only needed with an encoder.
             values: their known values, attribute name to `(b, D)`.
+            masks: what their reconstruction is measured on, `(b, 1, *S)`; everything when empty.
         """
         settings = self.config.gan
         adversarial, rebuild = step >= settings.warmup_steps, self.encoder is not None
@@ -173,7 +180,9 @@ class GanTrainer:
         measured: dict[str, Tensor] = {}
         if rebuild:
             assert real is not None
-            residual = self._mean((images[-1] - real).abs().mean())
+            mask = as_mask(masks, self.device)
+            difference = (images[-1] - real).abs() if mask is None else pixel_residual(images[-1], real, "l1", mask)
+            residual = self._mean(difference.mean())
             losses.append(settings.reconstruction_weight * residual)
             measured["reconstruction_l1"] = residual.detach()
         if adversarial:
@@ -217,13 +226,16 @@ class GanTrainer:
         self._update(penalty * (settings.path_length_weight * settings.path_length_interval), self.optimizer_g)
         return {"path_length": self._mean(mean)}
 
-    def step(self, real: Tensor, step: int, values: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    def step(
+        self, real: Tensor, step: int, values: Mapping[str, Tensor] | None = None, masks: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """All phases of one training step.
 
         Args:
             real: this worker's real images `(b, C, *S)` in [-1, 1].
             step: counted from 0.
             values: their known values, attribute name to `(b, D)`; only needed with an encoder.
+            masks: what their reconstruction is measured on, `(b, 1, *S)`; everything when empty.
 
         Returns:
             Losses and distances as tensors on the device; summed over the workers they are those of the global batch.
@@ -237,7 +249,7 @@ class GanTrainer:
             measured |= self.discriminator_phase(real, step)
             if settings.r1_gamma > 0 and step % settings.r1_interval == 0:
                 measured |= self.r1_phase(real)
-        measured |= self.generator_phase(step, real, values)
+        measured |= self.generator_phase(step, real, values, masks)
         if adversarial and settings.path_length_weight > 0 and step % settings.path_length_interval == 0:
             measured |= self.path_length_phase(step)
         with torch.no_grad():
@@ -265,8 +277,15 @@ class GanTrainer:
             optimizer.step()
 
 
+def real_index(samples: SampleSet, config: Config, step: int) -> Tensor:
+    """Which samples make the random batch of real images for a step, `(B,)`."""
+    return torch.randint(len(samples), (config.gan.batch_size,), generator=seeded(config.seed, "gan", "real", step))
+
+
 def draw_real(samples: SampleSet, config: Config, step: int, rows: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-    """Some rows of the random batch of real images for a step, and their known values.
+    """Some rows of the random batch of real images for a step, augmented by their source, and their known values.
+
+    All rows are drawn before some are chosen: the augmentation's random numbers are those of the global batch.
 
     Args:
         samples: training images.
@@ -277,11 +296,17 @@ def draw_real(samples: SampleSet, config: Config, step: int, rows: Tensor | None
     Returns:
         Images `(b, C, *S)` in [-1, 1], and value attributes to `(b, D)` in their units.
     """
-    index = torch.randint(len(samples), (config.gan.batch_size,), generator=seeded(config.seed, "gan", "real", step))
-    if rows is not None:
-        index = index[rows]
-    values = {a.name: samples.values[a.column][index] for a in config.value_attributes if a.column in samples.values}
-    return samples.batch(index), values
+    rows = torch.arange(config.gan.batch_size) if rows is None else rows
+    index = real_index(samples, config, step)
+    images, columns = samples.draw(index, seeded(config.seed, "gan", "augmentation", step))
+    values = {a.name: columns[a.column][rows] for a in config.value_attributes if a.column in columns}
+    return images[rows], values
+
+
+def draw_masks(samples: SampleSet, config: Config, step: int, rows: Tensor | None = None) -> Tensor | None:
+    """What counts in the images of `draw_real`, `(b, 1, *S)`; None when everything does."""
+    index = real_index(samples, config, step)
+    return samples.masks(index if rows is None else index[rows])
 
 
 def train_gan(
@@ -325,7 +350,8 @@ def train_gan(
             observer.save_grid(trainer.averaged, 0)
     for step in range(start, settings.steps):
         real, values = draw_real(samples, config, step, trainer.rows)
-        measured = trainer.step(real.to(device), step, {name: value.to(device) for name, value in values.items()})
+        masks = draw_masks(samples, config, step, trainer.rows) if trainer.encoder is not None else None
+        measured = trainer.step(real.to(device), step, {name: value.to(device) for name, value in values.items()}, masks)
         done = step + 1
         last = done == settings.steps
         if done % settings.log_interval == 0 or last:

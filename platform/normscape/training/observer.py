@@ -73,7 +73,7 @@ class GanObserver:
 
     @torch.no_grad()
     def distances(self, generator: Generator, batch_size: int = 256) -> dict[str, float]:
-        """Frechet and kernel (polynomial MMD) distance between generated and training images."""
+        """Frechet and kernel (polynomial MMD) distance between generated images and training images as the GAN sees them."""
         count = self.config.gan.quality_samples
         frechet = FrechetInceptionDistance(feature=self.features, reset_real_features=False, sync_on_compute=False).to(
             self.device
@@ -87,7 +87,7 @@ class GanObserver:
         index = torch.randint(len(self.samples), (count,), generator=random)
         z = draw_latents(count, generator, random)
         for real_part, z_part in zip(index.split(batch_size), z.split(batch_size), strict=True):
-            for images, real in ((self.samples.batch(real_part).to(self.device), True), (generator(z_part), False)):
+            for images, real in ((self.samples.batch(real_part, random).to(self.device), True), (generator(z_part), False)):
                 frechet.update(images, real=real)
                 kernel.update(images, real=real)
         with torch.random.fork_rng(devices=[]):

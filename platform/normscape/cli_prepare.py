@@ -1,0 +1,246 @@
+"""`normscape prepare`: raw T1 scans into a prepared cohort and a page that shows how good they are."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections import Counter
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from normscape.console import ConsoleListener
+from normscape.datasets.cohort import Cohort, read_bids, read_ixi, read_table
+from normscape.errors import UserError
+from normscape.preprocessing.settings import PreprocessingSettings
+from normscape.report.words import duration
+from normscape.runner import sigterm_as_ctrl_c
+from normscape.stages.files import locked
+
+COHORTS = Path("runs/cohorts")
+STAGES = ["scans", "volumes"]
+_SHOWN_REASONS = 5
+
+prepare_app = typer.Typer(help="Turn raw T1 scans into a prepared cohort.", no_args_is_help=True, rich_markup_mode=None)
+
+OutOption = Annotated[
+    Path | None, typer.Option("--out", metavar="FOLDER", help="Where the cohort goes; runs/cohorts/NAME otherwise.")
+]
+NameOption = Annotated[str | None, typer.Option("--name", metavar="NAME", help="What tables and pages call the cohort.")]
+SpacingOption = Annotated[int, typer.Option("--spacing", metavar="1|2", help="Side of a voxel in millimetres.")]
+StripOption = Annotated[
+    str, typer.Option("--strip", metavar="HOW", help="Who finds the brain: deepbet, hdbet, mask (a file a scan), or none.")
+]
+BiasOption = Annotated[bool, typer.Option("--no-bias-correction", help="Leave the bias field as it is, as the thesis does.")]
+RegistrationOption = Annotated[str, typer.Option("--registration", metavar="HOW", help="simpleitk, or elastix.")]
+AtlasOption = Annotated[Path | None, typer.Option("--atlas", metavar="FILE", help="A skull-stripped template, instead of SRI24.")]
+OverlapOption = Annotated[
+    float, typer.Option("--min-overlap", min=0.0, max=1.0, help="Least Dice with the atlas's mask; below, a scan is left out.")
+]
+VentriclesOption = Annotated[
+    str, typer.Option("--ventricle-labels", metavar="A,B", help="Labels of the lateral ventricles, where the table has labels.")
+]
+UnknownAgeOption = Annotated[bool, typer.Option("--keep-unknown-ages", help="Keep scans whose age is not known.")]
+WorkersOption = Annotated[int | None, typer.Option("--workers", min=1, help="Prepare so many scans at a time, on Ray.")]
+AddressOption = Annotated[
+    str | None, typer.Option("--address", metavar="ADDRESS", help="The Ray cluster; without it RAY_ADDRESS, or a Ray of our own.")
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Only say how it ended.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.add_typer(prepare_app, name="prepare")
+
+
+@prepare_app.command("ixi")
+def prepare_ixi(
+    root: Annotated[
+        Path, typer.Option("--root", metavar="FOLDER", help="The unpacked T1 images; IXI.xls or .csv in or beside it.")
+    ],
+    out: OutOption = None,
+    name: NameOption = None,
+    spacing: SpacingOption = 2,
+    strip: StripOption = "deepbet",
+    no_bias_correction: BiasOption = False,
+    registration: RegistrationOption = "simpleitk",
+    atlas: AtlasOption = None,
+    min_overlap: OverlapOption = 0.85,
+    keep_unknown_ages: UnknownAgeOption = False,
+    workers: WorkersOption = None,
+    address: AddressOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Prepare the IXI data set."""
+    settings = _settings(
+        spacing_mm=spacing, strip=strip, bias_correction=not no_bias_correction, registration=registration, atlas=atlas,
+        min_overlap=min_overlap,
+    )  # fmt: skip
+    cohort = read_ixi(root, name=name, require_age=not keep_unknown_ages)
+    prepare_and_report(
+        cohort, settings, out or COHORTS / _slug(f"ixi-{spacing}mm"), workers=workers, address=address, quiet=quiet
+    )
+
+
+@prepare_app.command("table")
+def prepare_table(
+    table: Annotated[Path, typer.Option("--table", metavar="FILE", help="CSV or TSV: path, subject, age_years, and more.")],
+    root: Annotated[
+        Path | None, typer.Option("--root", metavar="FOLDER", help="Folder that the table's paths start from.")
+    ] = None,
+    out: OutOption = None,
+    name: NameOption = None,
+    spacing: SpacingOption = 2,
+    strip: StripOption = "deepbet",
+    no_bias_correction: BiasOption = False,
+    registration: RegistrationOption = "simpleitk",
+    atlas: AtlasOption = None,
+    min_overlap: OverlapOption = 0.85,
+    ventricle_labels: VentriclesOption = "",
+    keep_unknown_ages: UnknownAgeOption = False,
+    workers: WorkersOption = None,
+    address: AddressOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Prepare the scans that a table names."""
+    settings = _settings(
+        spacing_mm=spacing, strip=strip, bias_correction=not no_bias_correction, registration=registration, atlas=atlas,
+        min_overlap=min_overlap, ventricle_labels=_labels(ventricle_labels),
+    )  # fmt: skip
+    cohort = read_table(table, root=root, name=name, require_age=not keep_unknown_ages)
+    where = out or COHORTS / _slug(f"{cohort.name}-{spacing}mm")
+    prepare_and_report(cohort, settings, where, workers=workers, address=address, quiet=quiet)
+
+
+@prepare_app.command("bids")
+def prepare_bids(
+    root: Annotated[Path, typer.Option("--root", metavar="FOLDER", help="A BIDS data set with participants.tsv.")],
+    out: OutOption = None,
+    name: NameOption = None,
+    spacing: SpacingOption = 2,
+    strip: StripOption = "deepbet",
+    no_bias_correction: BiasOption = False,
+    registration: RegistrationOption = "simpleitk",
+    atlas: AtlasOption = None,
+    min_overlap: OverlapOption = 0.85,
+    keep_unknown_ages: UnknownAgeOption = False,
+    workers: WorkersOption = None,
+    address: AddressOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Prepare a BIDS data set."""
+    settings = _settings(
+        spacing_mm=spacing, strip=strip, bias_correction=not no_bias_correction, registration=registration, atlas=atlas,
+        min_overlap=min_overlap,
+    )  # fmt: skip
+    cohort = read_bids(root, name=name, require_age=not keep_unknown_ages)
+    where = out or COHORTS / _slug(f"{cohort.name}-{spacing}mm")
+    prepare_and_report(cohort, settings, where, workers=workers, address=address, quiet=quiet)
+
+
+def prepare_and_report(
+    cohort: Cohort,
+    settings: PreprocessingSettings,
+    out: Path,
+    *,
+    workers: int | None = None,
+    address: str | None = None,
+    quiet: bool = False,
+) -> Path:
+    """Prepare what is missing, gather it, build the page, and say how it ended.
+
+    Args:
+        cohort: which scans.
+        settings: what to do with them.
+        out: the cohort's folder.
+        workers: scans at a time, on Ray; empty: one after the other in this process.
+        address: of a Ray cluster.
+        quiet: say nothing but how it ended.
+
+    Returns:
+        Path of the page.
+
+    Raises:
+        UserError: a mistake in what was given, or no scan that could be prepared.
+    """
+    from normscape.preprocessing.cohort import assemble, in_this_process, prepare_cohort
+    from normscape.report.quality import build_quality_page
+
+    began = time.monotonic()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be made: {error.strerror}") from error
+    with ExitStack() as stack:
+        stack.enter_context(sigterm_as_ctrl_c())
+        stack.enter_context(locked(out))
+        bar = stack.enter_context(ConsoleListener(STAGES, Console(stderr=True), quiet=quiet))
+        how: Any = in_this_process
+        if workers or address:
+            from normscape.distributed.cluster import connect
+            from normscape.distributed.preprocess import RayTasks
+
+            stack.enter_context(connect(address, cpus=workers or 1))
+            how = RayTasks(workers or 1)
+        bar.stage_started("scans", resumed=(out / "scans").exists())
+        prepared = prepare_cohort(cohort, settings, out, workers=how, progress=lambda n, of: bar.progress("scans", n, of, "scan"))
+        bar.stage_started("volumes", resumed=False)
+        made = assemble(cohort, settings, out, prepared, progress=lambda n, of: bar.progress("volumes", n, of, "volume"))
+        page = build_quality_page(out)
+    flagged = sum(bool(flags) for flags in made.subjects["flags"].to_pylist())
+    failed = [result for result in prepared if not result.good]
+    table = Table(title=cohort.name, title_justify="left", show_header=False)
+    left_out = [f"{result.scan.name}: {result.step}: {result.reason}" for result in failed]
+    left_out += [f"{dropped.subject or dropped.path.name}: {dropped.reason}" for dropped in cohort.dropped]
+    for row in (
+        ("prepared", f"{len(made)} scans of {len(set(made.subjects['subject'].to_pylist()))} subjects, {made.spacing_mm:g} mm"),
+        ("flagged", str(flagged)),
+        ("quarantined", _counted([result.step for result in failed])),
+        ("dropped", str(len(cohort.dropped))),
+        ("time", duration(time.monotonic() - began)),
+        ("cohort", str(out)),
+        ("page", str(page)),
+    ):
+        table.add_row(*map(Text, row))
+    console = Console()
+    (console if console.is_terminal else Console(width=160)).print(table)
+    for line in left_out[:_SHOWN_REASONS]:
+        sys.stdout.write(f"left out: {line}\n")
+    if len(left_out) > _SHOWN_REASONS:
+        sys.stdout.write(f"and {len(left_out) - _SHOWN_REASONS} more, see the page\n")
+    return page
+
+
+def _counted(steps: list[str]) -> str:
+    """`3 (overlap 2, read 1)`."""
+    return f"{len(steps)} ({', '.join(f'{step} {n}' for step, n in Counter(steps).most_common())})" if steps else "0"
+
+
+def _settings(**values: Any) -> PreprocessingSettings:
+    """Settings from options; all mistakes in one message."""
+    try:
+        return PreprocessingSettings(**values)
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            option = str(problem["loc"][0]).removesuffix("_mm").replace("_", "-")
+            lines.append(f"--{option} {problem['input']}: {problem['msg']}")
+        raise UserError("\n".join(lines)) from error
+
+
+def _labels(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError as error:
+        raise UserError(f"--ventricle-labels {text}: expected numbers with commas between, for example 4,43") from error
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "cohort"

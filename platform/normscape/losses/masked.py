@@ -1,0 +1,81 @@
+"""Means and maxima over the places that count, one value a sample.
+
+A mask says which places of an image count: the brain. What lies outside is noise that nothing can rebuild (thesis III.B.2), and
+half of a patch may be that. A sample whose mask is empty has no difference: every value here is 0 for it, never NaN. Without a
+mask every place counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+INSIDE = 0.5
+"""A coarse place or a neighbourhood counts as brain above this share."""
+_TINY = 1e-6
+
+
+def as_mask(mask: Tensor | None, device: torch.device) -> Tensor | None:
+    """A mask `(B, 1, *S)` of any type as booleans on the device; float masks are true above one half."""
+    return None if mask is None else mask.to(device) > INSIDE
+
+
+def within(inside: Tensor, outside: Tensor, mask: Tensor | None) -> Tensor:
+    """The first images `(B, C, *S)` where the mask `(B, 1, *S)` is true and the second ones elsewhere."""
+    return inside if mask is None else torch.where(mask, inside, outside)
+
+
+def weighted_mean(x: Tensor, weight: Tensor | None) -> Tensor:
+    """Mean of `(B, P)` with weights `(B, P)` of at least 0, `(B,)`."""
+    return x.mean(1) if weight is None else (x * weight).sum(1) / weight.sum(1).clamp(min=_TINY)
+
+
+def worst(x: Tensor, weight: Tensor | None) -> Tensor:
+    """Largest of `(B, P)`, none negative, where the weight is above one half, or else among the heaviest places, `(B,)`."""
+    if weight is None:
+        return x.amax(1)
+    heaviest = weight.amax(1, keepdim=True)
+    counts = (weight > 0) & (weight >= torch.where(heaviest > INSIDE, INSIDE + _TINY, heaviest))
+    return (x * counts).amax(1)
+
+
+def worst_share(x: Tensor, mask: Tensor | None, percent: int) -> Tensor:
+    """Mean of the largest values of `(B, P)`: this percentage of the places under the mask `(B, P)`, at least one, `(B,)`."""
+    if mask is None:
+        return x.topk(max(1, x.shape[1] * percent // 100), dim=1).values.mean(1)
+    count = (mask.sum(1) * percent // 100).clamp(min=1)
+    largest = (x * mask).topk(int(count.max()), dim=1).values
+    kept = torch.arange(largest.shape[1], device=x.device) < count[:, None]
+    return (largest * kept).sum(1) / count
+
+
+def resampled(mask: Tensor | None, sides: Sequence[int]) -> Tensor | None:
+    """Share of brain in each place of a coarser or finer grid: `(B, 1, *S)` to `(B, places)`, area averages."""
+    if mask is None:
+        return None
+    shares = mask.float()
+    if mask.ndim == 4:
+        return F.adaptive_avg_pool2d(shares, (sides[0], sides[1])).flatten(1)
+    return F.adaptive_avg_pool3d(shares, (sides[0], sides[1], sides[2])).flatten(1)
+
+
+def neighbourhoods(difference: Tensor, side: int, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """Absolute mean over every neighbourhood of this side, averaged over the channels.
+
+    Args:
+        difference: `(B, C, *S)`, zero outside of the mask.
+        side: of a neighbourhood.
+        mask: `(B, 1, *S)`.
+
+    Returns:
+        Means over what lies under the mask, and the share of it, `(B, places)` each.
+    """
+    pool = F.avg_pool2d if difference.ndim == 4 else F.avg_pool3d
+    means = pool(difference, kernel_size=side, stride=1).abs().mean(1).flatten(1)
+    if mask is None:
+        return means, None
+    share = pool(mask.float(), kernel_size=side, stride=1).flatten(1)
+    return means / share.clamp(min=_TINY), share
