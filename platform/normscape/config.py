@@ -29,8 +29,8 @@ class DataConfig(Section):
     """Where the images come from and how the subjects are split (thesis III.A.1, III.B.1)."""
 
     source: Literal["chairs", "rc49", "brain"] = "chairs"
-    """`chairs` renders the vendored chair models; `rc49` reads the RC-49 HDF5 file at `path`; `brain` cuts patches from the prepared
-    cohort at `root`, or from the simulated cohort."""
+    """`chairs` renders the vendored chair models; `rc49` reads the RC-49 HDF5 file at `path`; `brain` cuts patches from the
+    prepared cohort at `root`, or from the simulated cohort."""
     path: Path | None = None
     """The RC-49 HDF5 file; only for `source: rc49`."""
     train_subjects: PositiveInt = 40
@@ -56,10 +56,10 @@ class DataConfig(Section):
     max_background: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
     """Largest share of a patch outside the brain."""
     background: Literal["noise", "constant"] = "noise"
-    """What lies outside the brain: Gaussian noise of the brain's standard deviation, as in the thesis, or the darkest intensity."""
+    """Outside the brain: Gaussian noise of the brain's standard deviation, as in the thesis, or the darkest intensity."""
     contrast_augmentation: Literal["none", "pca", "independent"] = "none"
-    """Shifts of the tissues' means and variances in training: along the principal components of the cohort (the thesis), or each on
-    its own (Meyer et al. 2021)."""
+    """Shifts of the tissues' means and variances in training: along the principal components of the cohort (the thesis), or each
+    on its own (Meyer et al. 2021)."""
 
     @model_validator(mode="after")
     def _check(self) -> DataConfig:
@@ -67,6 +67,10 @@ class DataConfig(Section):
             raise ValueError("source rc49 needs `path`, the RC-49 HDF5 file")
         if self.root is not None and self.source != "brain":
             raise ValueError(f"`root` is the folder of a prepared cohort and needs source brain, found {self.source}")
+        if self.source == "brain" and self.root is None and self.spacing_mm != round(self.spacing_mm):
+            raise ValueError(
+                f"the simulated cohort has voxels of a whole number of millimetres, found spacing_mm {self.spacing_mm:g}"
+            )
         if self.angle_max_degrees <= self.angle_min_degrees:
             raise ValueError("angle_max_degrees must be larger than angle_min_degrees")
         return self
@@ -283,8 +287,8 @@ class ProjectionConfig(Section):
     test_samples: PositiveInt = 5000
     """Projected images of test subjects, half of them with an anomaly."""
     calibration_samples: NonNegativeInt = 0
-    """Projected images of subjects in neither split, half of them with an anomaly; thresholds are then chosen on them. 0: none, and
-    thresholds come from training subjects, as in the thesis."""
+    """Projected images of subjects in neither split, half of them with an anomaly; thresholds are then chosen on them.
+    0: none, and thresholds come from training subjects, as in the thesis."""
     steps: PositiveInt = 1000
     """Optimisation steps."""
     batch_size: PositiveInt = 128

@@ -58,19 +58,19 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         ConfigError: With every problem found, one a line, as `dotted.path: message`.
     """
     path = Path(path)
-    data = _read(path, ())
+    data = read_settings(path, ())
     problems: list[Problem] = []
     for text in overrides:
         try:
-            _override(data, text)
-        except _OverrideError as error:
+            apply_override(data, text)
+        except OverrideError as error:
             problems.append((f"--set {text}", str(error)))
     try:
         config = Config.model_validate(data)
     except ValidationError as error:
         problems += _problems(error, data)
     if problems:
-        _fail(str(path), problems)
+        fail(str(path), problems)
     return config
 
 
@@ -79,10 +79,10 @@ def validate_config(data: Mapping[str, Any], source: str = "configuration") -> C
     try:
         return Config.model_validate(data)
     except ValidationError as error:
-        _fail(source, _problems(error, data))
+        fail(source, _problems(error, data))
 
 
-def _fail(source: str, problems: Sequence[Problem]) -> NoReturn:
+def fail(source: str, problems: Sequence[Problem]) -> NoReturn:
     lines = list(dict.fromkeys(f"  {path}: {message}" if path else f"  {message}" for path, message in problems))
     count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
     raise ConfigError("\n".join([f"{source}: {count}", *lines]))
@@ -91,7 +91,7 @@ def _fail(source: str, problems: Sequence[Problem]) -> NoReturn:
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 
-def _read(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
+def read_settings(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
     """One file and what it inherits from, as plain data."""
     where = path.resolve()
     if where in children:
@@ -115,7 +115,7 @@ def _read(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
         return data
     if not isinstance(base, str):
         raise ConfigError(f"{path}: base: must be the path of another configuration, found {base!r}")
-    return _merge(_read(path.parent / base, (*children, where)), data)
+    return _merge(read_settings(path.parent / base, (*children, where)), data)
 
 
 def _line(error: yaml.YAMLError) -> str:
@@ -156,20 +156,20 @@ def _merge_named(base: list[Any], child: list[Any]) -> list[Any]:
 # ---- overrides -------------------------------------------------------------------------------------------------------
 
 
-class _OverrideError(ValueError):
+class OverrideError(ValueError):
     """A `--set` that cannot be applied."""
 
 
-def _override(data: dict[str, Any], text: str) -> None:
+def apply_override(data: dict[str, Any], text: str) -> None:
     """Apply one `a.b=c` to `data`, in place."""
     path, equals, written = text.partition("=")
     keys = path.strip().split(".")
     if not equals or not all(keys):
-        raise _OverrideError("must look like section.key=value")
+        raise OverrideError("must look like section.key=value")
     try:
         value = yaml.load(written, Loader=_Loader)
     except yaml.YAMLError as error:
-        raise _OverrideError(f"the value is not valid YAML: {_yaml_reason(error)}") from error
+        raise OverrideError(f"the value is not valid YAML: {_yaml_reason(error)}") from error
     here: Any = data
     for depth, key in enumerate(keys):
         last = depth == len(keys) - 1
@@ -185,7 +185,7 @@ def _override(data: dict[str, Any], text: str) -> None:
                 here[key] = {}
             here = here[key]
         else:
-            raise _OverrideError(f"`{'.'.join(keys[:depth])}` is a single value ({here!r}), it has no `{key}`")
+            raise OverrideError(f"`{'.'.join(keys[:depth])}` is a single value ({here!r}), it has no `{key}`")
 
 
 def _position(items: list[Any], key: str, path: str) -> int:
@@ -196,7 +196,7 @@ def _position(items: list[Any], key: str, path: str) -> int:
     if key.isdecimal() and int(key) < len(items):
         return int(key)
     known = f"the names {', '.join(map(str, names))} or " if names else ""
-    raise _OverrideError(f"`{path}` has no entry `{key}`; it has {known}the positions 0 to {len(items) - 1}")
+    raise OverrideError(f"`{path}` has no entry `{key}`; it has {known}the positions 0 to {len(items) - 1}")
 
 
 # ---- problems --------------------------------------------------------------------------------------------------------
@@ -348,8 +348,8 @@ def digest(value: Any) -> str:
 
 
 def config_digest(config: Config) -> str:
-    """Digest of a whole configuration; defaults written out or left out make no difference."""
-    return digest(config.model_dump(mode="json"))
+    """Digest of a whole configuration; fields that hold their default do not count (see `section_digest`)."""
+    return digest(config.model_dump(mode="json", exclude_defaults=True))
 
 
 def section_digest(config: Config, sections: Sequence[str], omit: Sequence[str] = ()) -> str:

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from normscape.config import Config, GanConfig, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
 from normscape.configdoc import describe
-from normscape.configio import Problem, _fail, _override, _OverrideError, _read, digest, load_config, validate_config
+from normscape.configio import OverrideError, Problem, apply_override, digest, fail, load_config, read_settings, validate_config
 from normscape.errors import ConfigError
 
 
@@ -133,12 +133,12 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Sweep, 
         ConfigError: with every problem found, one a line, as `dotted.path: message`.
     """
     path = Path(path)
-    data = _read(path, ())
+    data = read_settings(path, ())
     problems: list[Problem] = []
     for text in overrides:
         try:
-            _override(data, text)
-        except _OverrideError as error:
+            apply_override(data, text)
+        except OverrideError as error:
             problems.append((f"--set {text}", str(error)))
     kind = data.get("kind")
     if kind not in _KINDS:
@@ -150,7 +150,7 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Sweep, 
     except ValidationError as error:
         problems += _sweep_problems(error, _KINDS[kind])
     if problems:
-        _fail(str(path), problems)
+        fail(str(path), problems)
     experiment = path.parent / sweep.experiment
     return sweep, load_config(experiment), experiment
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -170,15 +171,18 @@ def test_brain_blots_are_distributed_as_defined() -> None:
 
 
 def test_the_edge_wanders_by_millimetres() -> None:
-    """Two standard deviations of the edge's distance are 2 mm, whatever the radius; no wave reaches what is left out."""
-    whole = torch.ones(1, 64, 64, 64, dtype=torch.bool)
-    for sample_id in range(6):
+    """Two standard deviations of the edge's distance are 2 mm, whatever the radius."""
+    whole, found = torch.ones(1, 64, 64, 64, dtype=torch.bool), []
+    for sample_id in range(60):
         blot = draw_blot(torch.zeros(1, 64, 64, 64), 0, sample_id, BrainBlotSpec(spacing_mm=0.5), whole)
-        voxels = torch.nonzero((blot.mask > 0) & (blot.mask < 1)).float()
-        away = (voxels - torch.tensor(blot.center_px)).norm(dim=1) * 0.5
-        if all(14 < c < 50 for c in blot.center_px):
-            assert away.mean().item() == pytest.approx(blot.radius_mm, abs=1.2)
-            assert 0.6 < away.std().item() < 1.6
+        if all(20 < c < 44 for c in blot.center_px):
+            voxels = torch.nonzero((blot.mask > 0) & (blot.mask < 1)).float()
+            away = (voxels - torch.tensor(blot.center_px)).norm(dim=1) * 0.5
+            found.append((away.mean().item() - blot.radius_mm, away.std().item()))
+    offset, spread = np.array(found).T
+    assert len(found) >= 3
+    assert (abs(offset) < 1.2).all()
+    assert ((spread > 0.5) & (spread < 1.8)).all()
 
 
 def test_volumes_and_patches_of_any_spacing_have_the_same_blots() -> None:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -188,22 +188,7 @@ def test_a_poisoned_sample_is_quarantined_in_an_actor_as_in_one_process(
     assert (record["sample_id"], record["reason"]) == (row, "angle_degrees is not finite")
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of 64 kB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
-    try:
-        mounted = subprocess.run(command, check=False, capture_output=True).returncode == 0
-    except OSError:
-        mounted = False
-    if not mounted:
-        pytest.skip("mounting a small file system is not permitted here")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
+@pytest.mark.disk("64k")
 def test_a_disk_that_is_full_for_an_actor_is_one_message_and_keeps_finished_shards(
     local_ray: None, context: Callable[[], StageContext], small_disk: Path
 ) -> None:

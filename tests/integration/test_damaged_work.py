@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -104,22 +103,7 @@ def test_a_damaged_checkpoint(command: Command, tiny_yaml: Path, run: Path, cut_
     assert "gan: goes on where it was cut off" in text
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of 2 MB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
-    try:
-        mounted = subprocess.run(mount, check=False, capture_output=True).returncode == 0
-    except OSError:
-        mounted = False
-    if not mounted:
-        pytest.skip("needs the permission to mount a small file system (root)")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
+@pytest.mark.disk("2m")
 @pytest.mark.parametrize("stage", ["auxiliary", "gan", "controllers", "latents", "project", "score"])
 def test_a_full_disk(command: Command, tiny_yaml: Path, calm_run: Path, small_disk: Path, stage: str) -> None:
     """What was finished before is kept, and the run goes on when there is space."""

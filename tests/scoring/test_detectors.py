@@ -53,6 +53,18 @@ def test_tail_is_calibrated_by_other_normal_rows() -> None:
     assert np.array_equal(detector.decision_function(unseen), scores)
 
 
+def test_tail_is_the_same_after_a_round_trip(tmp_path: Path) -> None:
+    features = np.random.default_rng(0).normal(size=(50, 3))
+    detector = TailDetector(quantile=0.9).fit(features, np.zeros(50, dtype=int))
+    detector.save(tmp_path / "tail.safetensors")
+    loaded = TailDetector.load(tmp_path / "tail.safetensors")
+    assert (loaded.quantile, loaded.threshold_) == (0.9, detector.threshold_)
+    assert np.array_equal(loaded.decision_function(features + 0.1), detector.decision_function(features + 0.1))
+    (tmp_path / "tail.safetensors").write_bytes(b"not tensors")
+    with pytest.raises(DataError, match="expected the rows of a detector as safetensors"):
+        TailDetector.load(tmp_path / "tail.safetensors")
+
+
 def test_tail_does_not_look_at_anomalies() -> None:
     generator = np.random.default_rng(0)
     features = generator.normal(size=(100, 2))

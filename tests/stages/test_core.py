@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -410,22 +409,7 @@ def test_a_second_run_of_a_folder_is_refused_while_the_first_works(tmp_path: Pat
     assert toys.ran == TOY_NAMES
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of 256 kB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
-    try:
-        mounted = subprocess.run(command, check=False, capture_output=True).returncode == 0
-    except OSError:
-        mounted = False
-    if not mounted:
-        pytest.skip("mounting a small file system is not permitted here")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
+@pytest.mark.disk("256k")
 def test_a_full_disk_is_one_message_and_finished_work_stays(small_disk: Path, toys: Toys) -> None:
     """Every way our stages write: plain files, NumPy, safetensors, Parquet, metrics."""
     import numpy as np

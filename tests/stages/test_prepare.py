@@ -1,7 +1,8 @@
-"""Stage `prepare` on rendered chairs: few angles, small images."""
+"""Stage `prepare` on rendered chairs (few angles, small images) and on a small cohort."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import torch
 
 from normscape.config import Config
 from normscape.configio import load_config
+from normscape.datasets.prepared import PreparedCohort
+from normscape.datasets.samples import load_samples
 from normscape.errors import DataError
 from normscape.stages import prepare
 from normscape.stages.core import StageContext
@@ -94,3 +97,53 @@ def test_changed_data_are_noticed(context: StageContext) -> None:
 def test_data_that_do_not_fit_the_configuration_are_refused(context: StageContext, override: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         prepare.run(with_config(context, override))
+
+
+# ---- a brain
+
+
+@pytest.fixture
+def brain(
+    tmp_path: Path, prepared_cohort: Callable[..., PreparedCohort], toy_brain_config: Callable[..., Config]
+) -> StageContext:
+    """Eight-voxel patches of the small cohort: 4 subjects to learn from, 2 for the test."""
+    folder = tmp_path / "prepare"
+    folder.mkdir()
+    data = {"root": prepared_cohort().folder, "patches_per_subject": 30, "contrast_augmentation": "pca"}
+    return StageContext(toy_brain_config(data=data), folder, {"prepare": folder}, torch.device("cpu"), SilentRecorder())
+
+
+def test_a_brain_s_table_has_ages_and_positions(brain: StageContext) -> None:
+    """A row a patch; all scans of a person are in one part, and both parts have both sites."""
+    metrics = prepare.run(brain)
+    table = pq.read_table(brain.folder / "samples.parquet").to_pandas()
+    assert list(table.columns) == [
+        "sample_id", "subject", "subject_index", "split", "age_years", "position_mm", "contrast"
+    ]  # fmt: skip
+    assert len(table) == 8 * 30
+    assert (table.groupby("subject").split.nunique() == 1).all()
+    assert table.groupby("subject").age_years.nunique().to_dict() == {"p-0": 2} | {f"p-{i}": 1 for i in range(1, 7)}
+    assert (metrics["train_subjects"], metrics["test_subjects"], metrics["unused_subjects"]) == (4, 2, 1)
+    split = read_json(brain.folder / "split.json")
+    for part in ("train", "test"):
+        assert {int(name[-1]) % 2 for name in split[part]} == {0, 1}
+    train, _ = prepare.open_samples(brain)
+    assert table.position_mm[int(train.sample_id[3])].tolist() == train.values["position_mm"][3].tolist()
+
+
+def test_a_brain_s_patches_are_those_that_were_split(brain: StageContext) -> None:
+    """Reopened from the folder's tables; contrast shifts are learnt from training subjects only."""
+    prepare.run(brain)
+    train, test = prepare.open_samples(brain)
+    whole = prepare.open_prepared(brain.config, brain.folder)
+    assert torch.equal(test.batch(torch.tensor([5])), whole.batch(test.sample_id[5:6]))
+    names = read_json(brain.folder / "split.json")["train"]
+    expected = load_samples(brain.config.data, 8, seed=brain.config.seed, learn_from=names).images.shifts.std
+    every = load_samples(brain.config.data, 8, seed=brain.config.seed).images.shifts.std
+    assert torch.equal(train.images.shifts.std, expected)
+    assert not torch.equal(train.images.shifts.std, every)
+
+
+def test_a_brain_in_two_dimensions_is_refused(brain: StageContext) -> None:
+    with pytest.raises(DataError, match=r"source brain gives images of shape \(1, 8, 8, 8\)"):
+        prepare.run(replace(brain, config=brain.config.model_copy(update={"dims": 2})))

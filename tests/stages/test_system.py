@@ -134,7 +134,7 @@ def test_the_threshold_is_the_stored_one(run_folder: Path, system: ScoredSystem)
     stored = json.loads((stage_folder(run_folder, "score") / "detectors.json").read_text())
     assert system.threshold == stored["forest"]["threshold"]
     assert system.detectors["l1"].detector.threshold_ == stored["l1"]["threshold"]
-    assert {"forest", "l1"} <= set(system.detectors)
+    assert {"forest", "l1", "unsupervised"} <= set(system.detectors)
 
 
 def test_one_image_alone_and_as_floats(run_folder: Path, system: ScoredSystem) -> None:

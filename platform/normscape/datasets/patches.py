@@ -12,10 +12,9 @@ and one batch, never a volume.
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import hashlib
-import shutil
-import uuid
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -195,29 +194,31 @@ def open_patches(
     return PatchSource(cohort, side, patches["scan"].to_numpy(), center, contrast, shifts, config.background)
 
 
-def open_cohort(config: DataConfig) -> PreparedCohort:
+def open_cohort(config: DataConfig, progress: Progress | None = None) -> PreparedCohort:
     """The prepared cohort at `data.root`; the simulated cohort, made once for all experiments, where that is empty.
+
+    Args:
+        config: `root`, or number of subjects and spacing of the simulated cohort.
+        progress: called with (scans made, scans in all) while the cohort is simulated.
 
     Raises:
         DataError: there is no readable prepared cohort, or the cache cannot be written.
     """
     if config.root is not None:
         return PreparedCohort.open(config.root)
-    folder = cache_folder() / f"simulated-cohort-{config.simulated_subjects}-{config.spacing_mm:g}mm"
-    if not folder.exists():
-        from normscape.datasets.simulated import simulate_prepared  # costs time to load
+    from normscape.datasets import simulated  # only where it is needed
 
-        aside = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            simulate_prepared(aside, subjects=config.simulated_subjects, seed=0, spacing_mm=config.spacing_mm)
-            if not folder.exists():  # another process may have been faster
-                aside.rename(folder)
-        except OSError as error:
-            raise DataError(f"{folder}: the simulated cohort cannot be written ({error})") from error
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
-    return PreparedCohort.open(folder)
+    subjects, spacing = config.simulated_subjects, round(config.spacing_mm)
+    folder = cache_folder() / f"simulated-cohort-{simulated.SIMULATOR_VERSION}-{subjects}-subjects-{spacing}mm"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / ".lock").open("a") as file:  # released by the system when the process ends in any way
+            fcntl.flock(file, fcntl.LOCK_EX)
+            return simulated.simulate_prepared(folder, subjects=subjects, seed=0, spacing_mm=spacing, progress=progress)
+    except OSError as error:
+        raise DataError(
+            f"{folder}: the simulated cohort cannot be written ({error}); NORMSCAPE_CACHE names another place"
+        ) from error
 
 
 def _tables(

@@ -171,13 +171,13 @@ def load_samples(
         seed: of the places of a cohort's patches.
         folder: where the tables of a cohort's patches are kept; they are made there when they are missing.
         learn_from: subjects that a training augmentation may learn from; all when None.
-        progress: called with (done, in all) while chairs are rendered for the first time, or scans measured.
+        progress: called with (done, in all) while chairs are rendered for the first time, or scans simulated or measured.
 
     Raises:
         DataError: the data are not what they should be, or the cache cannot be written.
     """
     if config.source == "brain":
-        cohort = patches.open_cohort(config)
+        cohort = patches.open_cohort(config, progress)
         source = patches.open_patches(
             config, image_size, cohort=cohort, seed=seed, folder=folder, learn_from=learn_from, progress=progress
         )

@@ -3,9 +3,9 @@
 The asset `assets/brains.npz` (made by `infra/assets/pack_brains.py`, authors in `assets/BRAINS_ATTRIBUTION.md`) holds K = 4 real
 brains deformed onto the SRI24 atlas, on a grid of 1.5 mm: `levels` uint8 (K, Z, Y, X), 0 outside, else the tissue level;
 `velocities_mm` float16 (K, 3, *control grid), the field that brought each of them there, and `mirror_mm`, the field between the
-atlas and its mirror image; `ventricles` uint8 (Z, Y, X); `growth`, a field that widens them, with `growth_curve` (2, n), strength in
-mm against the logarithm of their volume in ml; `origin_mm` (x, y, z) and `spacing_mm` in the atlas's RAS space. A *level* is 0
-in CSF, 0.5 in grey and 1 in white matter.
+atlas and its mirror image; `ventricles` uint8 (Z, Y, X); `growth`, a field that widens them, with `growth_curve` (2, n), strength
+in mm against the logarithm of their volume in ml; `origin_mm` (x, y, z) and `spacing_mm` in the atlas's RAS space. A *level* is
+0 in CSF, 0.5 in grey and 1 in white matter.
 
 A subject's brain, in the atlas's space:
 
@@ -44,8 +44,8 @@ Fjell et al. 2009 (Journal of Neuroscience 29, 15223), Walhovd et al. 2011 (Neur
 VENTRICLE_SCATTER = 0.34
 """Standard deviation of log volume among people of one age: with it age explains a third to a half of log volume."""
 CORTEX_MM, THINNING_RATE, DONOR_AGE_YEARS = 2.5, 0.005, 30.0
-"""Cortical thickness, its loss a year (Salat et al. 2004, Cerebral Cortex 14, 721; Fjell et al. 2009), and the age that the brains
-of the asset are taken to have."""
+"""Cortical thickness, its loss a year (Salat et al. 2004, Cerebral Cortex 14, 721; Fjell et al. 2009), and the age that the
+brains of the asset are taken to have."""
 THINNING_SCATTER_MM = 0.15
 CONTRAST_LOSS = 0.002
 """Share of the contrast between grey and white matter that is lost a year (Salat et al. 2009, NeuroImage 48, 21)."""

@@ -62,9 +62,7 @@ def refined(field: Tensor, shape: Sequence[int]) -> Tensor:
     return F.interpolate(field[None], size=tuple(shape), mode="trilinear", align_corners=True)[0]
 
 
-def smooth_noise(
-    random: np.random.Generator, channels: int, shape: Sequence[int], correlation: float
-) -> NDArray[np.float32]:
+def smooth_noise(random: np.random.Generator, channels: int, shape: Sequence[int], correlation: float) -> NDArray[np.float32]:
     """Gaussian random fields of unit variance: (channels, *shape); `correlation` is the smoothing width in nodes."""
     noise = random.standard_normal((channels, *shape), dtype=np.float32)
     smooth = ndimage.gaussian_filter(noise, (0, correlation, correlation, correlation), mode="wrap", truncate=3.0)

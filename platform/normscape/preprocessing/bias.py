@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from normscape.preprocessing.threads import one_thread
+
 if TYPE_CHECKING:
     import SimpleITK as sitk
 
@@ -32,8 +34,8 @@ def correct_bias(scan: sitk.Image, mask: sitk.Image) -> sitk.Image:
     positive = sitk.And(sitk.Cast(scan > 0, sitk.sitkUInt8), sitk.Cast(mask, sitk.sitkUInt8))
     corrector = sitk.N4BiasFieldCorrectionImageFilter()
     corrector.SetMaximumNumberOfIterations(list(ITERATIONS))
-    corrector.SetNumberOfThreads(1)  # sums of several threads differ in their last digits
-    corrector.Execute(sitk.Shrink(scan, shrink), sitk.Shrink(positive, shrink))
+    with one_thread():
+        corrector.Execute(sitk.Shrink(scan, shrink), sitk.Shrink(positive, shrink))
     field = corrector.GetLogBiasFieldAsImage(scan)
     statistics = sitk.LabelStatisticsImageFilter()
     statistics.Execute(field, positive)

@@ -87,8 +87,7 @@ def _read_nifti(path: Path) -> sitk.Image:
 
     if not path.name.lower().endswith((".nii", ".nii.gz")):
         raise DataError(f"{path.name}: expected a NIfTI file, .nii or .nii.gz")
-    if path.name.lower().endswith(".gz"):
-        _check_gzip(path)
+    held = _bytes_held(path)
     reader = sitk.ImageFileReader()
     reader.SetImageIO("NiftiImageIO")
     reader.SetFileName(str(path))
@@ -98,6 +97,9 @@ def _read_nifti(path: Path) -> sitk.Image:
         if components != 1 or len(size) < 3 or any(side != 1 for side in size[3:]):
             kind = f"{' x '.join(map(str, size))} voxels" + (f" of {components} values" if components != 1 else "")
             raise DataError(f"{path.name}: expected one 3D image; found {kind}")
+        needed = float(reader.GetMetaData("vox_offset")) + float(np.prod(size)) * int(reader.GetMetaData("bitpix")) / 8
+        if held < needed:
+            raise DataError(f"{path.name}: cut off; {held} of {needed:.0f} bytes are there")
         reader.SetOutputPixelType(sitk.sitkFloat32)
         image = reader.Execute()
     except RuntimeError as error:
@@ -107,16 +109,20 @@ def _read_nifti(path: Path) -> sitk.Image:
     return image
 
 
-def _check_gzip(path: Path) -> None:
-    """Read a compressed file to its end: NIfTI readers may take a truncated one for a dark one."""
+def _bytes_held(path: Path) -> int:
+    """Length of a file's content, compressed or not: NIfTI readers may take a truncated image for a dark one."""
     try:
+        if not path.name.lower().endswith(".gz"):
+            return path.stat().st_size
+        length = 0
         with gzip.open(path) as file:
-            while file.read(_CHUNK):
-                pass
+            while part := file.read(_CHUNK):
+                length += len(part)
     except EOFError as error:
         raise DataError(f"{path.name}: the compressed file is cut off") from error
     except (OSError, zlib.error) as error:
-        raise DataError(f"{path.name}: not a readable gzip file ({error})") from error
+        raise DataError(f"{path.name}: not a readable file ({getattr(error, 'strerror', None) or error})") from error
+    return length
 
 
 def _reason(error: RuntimeError) -> str:

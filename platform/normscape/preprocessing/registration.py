@@ -11,6 +11,7 @@ import numpy as np
 from normscape.errors import UserError
 from normscape.preprocessing.atlas import Atlas
 from normscape.preprocessing.settings import PreprocessingSettings
+from normscape.preprocessing.threads import one_thread
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -59,7 +60,8 @@ def register(scan: sitk.Image, mask: sitk.Image, atlas: Atlas, settings: Preproc
     best, best_overlap = None, -1.0
     for centre in (sitk.CenteredTransformInitializerFilter.MOMENTS, sitk.CenteredTransformInitializerFilter.GEOMETRY):
         start = sitk.AffineTransform(sitk.CenteredTransformInitializer(fixed, brain, sitk.AffineTransform(3), centre))
-        found = method(fixed, brain, start, settings.seed)
+        with one_thread():
+            found = method(fixed, brain, start, settings.seed)
         placed = sitk.Resample(mask, fixed, found, sitk.sitkNearestNeighbor, 0)
         overlap = dice(sitk.GetArrayViewFromImage(placed) > 0, working.mask > 0)
         if overlap > best_overlap:
@@ -86,7 +88,6 @@ def _simpleitk(fixed: sitk.Image, moving: sitk.Image, start: sitk.AffineTransfor
     method.SetSmoothingSigmasPerLevel(list(SMOOTHING_MM))
     method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
     method.SetInitialTransform(start, inPlace=True)
-    method.SetNumberOfThreads(1)  # sums of several threads differ in their last digits
     method.Execute(fixed, moving)
     return start
 

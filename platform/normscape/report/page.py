@@ -69,11 +69,11 @@ def build_page(
         if progress:
             progress(done, len(plan))
     page = out / "index.html"
-    page.write_text(_environment().get_template("page.html").render(_content(source), figures=shown), encoding="utf-8")
+    page.write_text(template_environment().get_template("page.html").render(_content(source), figures=shown), encoding="utf-8")
     return page
 
 
-def _environment() -> jinja2.Environment:
+def template_environment() -> jinja2.Environment:
     loader = jinja2.PackageLoader("normscape.report")
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True

@@ -1,4 +1,4 @@
-"""The page of a prepared cohort: every scan in three slices, worst first, what was left out and why; one self-contained HTML file."""
+"""The page of a prepared cohort: every scan in three slices, worst first; what was left out and why; one self-contained file."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from scipy import ndimage
 
 import normscape
 from normscape.datasets.prepared import COHORT_NAME, PreparedCohort
-from normscape.report.page import _environment
+from normscape.report.page import template_environment
 from normscape.report.plots import Plot, Shown, data_uri, render
-from normscape.report.style import Theme, grid, label, mark, panel
+from normscape.report.style import FONT, Theme, grid, label, legend, mark, panel
 from normscape.report.tables import Grid
 from normscape.report.words import number, title
 
@@ -84,7 +84,7 @@ def build_quality_page(folder: Path) -> Path:
         "hidden": max(0, len(order) - PICTURES),
         "colours": {"mask": MASK_COLOUR, "atlas": ATLAS_COLOUR},
     }
-    page.write_text(_environment().get_template("quality.html").render(content, figures=shown), encoding="utf-8")
+    page.write_text(template_environment().get_template("quality.html").render(content, figures=shown), encoding="utf-8")
     return page
 
 
@@ -160,12 +160,12 @@ def _summary(subjects: list[dict[str, Any]]) -> Grid:
             digits = 3 if values.max() < 10 else 0
             cells = (np.median(values), values.min(), values.max())
             rows.append([title(name.replace("_", " ")), *(number(float(v), digits) for v in cells), str(values.size)])
-    return Grid("What was measured", ["", "median", "least", "most", "scans"], rows)
+    return Grid(["", "median", "least", "most", "scans"], rows, "What was measured")
 
 
 def _reasons(left_out: list[dict[str, Any]]) -> Grid:
     rows = [[row["subject"] or "–", row["step"], row["reason"], Path(row["scan"]).name] for row in left_out]
-    return Grid("Scans that were left out", ["subject", "step", "reason", "file"], rows)
+    return Grid(["subject", "step", "reason", "file"], rows, "Scans that were left out")
 
 
 def _plots(subjects: list[dict[str, Any]], settings: dict[str, Any]) -> list[Plot]:
@@ -209,10 +209,9 @@ def by_age(subjects: list[dict[str, Any]], name: str, axis_label: str, theme: Th
         axis.set_yscale("log")
     if np.ptp(age) > 0 and np.ptp(value) > 0:
         r = float(np.corrcoef(age, np.log(value))[0, 1])
-        axis.set_title(f"r = {r:.2f}", color=theme.ink, fontsize=9, loc="right")
+        axis.set_title(f"r = {r:.2f}", color=theme.ink, fontsize=FONT, loc="right")
     if len(sites) > 1:
-        legend = axis.legend(frameon=False, fontsize=8.5, labelcolor=theme.ink)
-        legend.set_title("")
+        legend(axis, theme)
     grid(axis, theme)
     label(axis, theme, "age (years)", axis_label)
     return figure

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import normscape
 from normscape.errors import DataError
 from normscape.report import sweep_figures
-from normscape.report.page import _environment
+from normscape.report.page import template_environment
 from normscape.report.plots import Plot, Shown, data_uri, render
 from normscape.report.words import duration, significant, title
 
@@ -92,7 +92,7 @@ def build_sweep_page(folder: Path) -> Path:
     for plot in _plots(source):
         shown.setdefault(plot.section, []).append(render(plot, folder / "figures"))
     page = folder / "index.html"
-    page.write_text(_environment().get_template("sweep.html").render(_content(source), figures=shown), encoding="utf-8")
+    page.write_text(template_environment().get_template("sweep.html").render(_content(source), figures=shown), encoding="utf-8")
     return page
 
 

@@ -9,6 +9,8 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 from sklearn.model_selection import StratifiedGroupKFold
 
 from normscape.errors import DataError
@@ -128,6 +130,25 @@ class TailDetector:
     def predict(self, features: Array) -> Labels:
         """1 where the score exceeds the threshold."""
         return (self.decision_function(features) > self.threshold_).astype(np.int64)
+
+    def save(self, path: Path) -> None:
+        """Write the sorted normal rows and the threshold as safetensors."""
+        save_file({"sorted": self.sorted_, "threshold": np.array([self.threshold_]), "quantile": np.array([self.quantile])}, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            DataError: the file is not such a file.
+        """
+        try:
+            found = load_file(path)
+            detector = cls(quantile=float(found["quantile"][0]))
+            detector.sorted_, detector.threshold_ = found["sorted"], float(found["threshold"][0])
+        except (OSError, KeyError, IndexError, SafetensorError) as error:
+            raise DataError(f"{path}: expected the rows of a detector as safetensors, found something else ({error})") from error
+        return detector
 
 
 def out_of_fold(

@@ -13,7 +13,8 @@ ones by. Else they are chosen on the train split, as in the thesis. Test labels 
   subjects, value, low, high;
 - `detectors.json`: features and threshold of each detector;
 - `forest.skops` + `forest.json`, `grid.parquet`, `importance.parquet`; for every other forest `<detector>.skops` + `.json`,
-  `grid-<detector>.parquet`, `importance-<detector>.parquet`; `l1.json`.
+  `grid-<detector>.parquet`, `importance-<detector>.parquet`; `l1.json`;
+  `unsupervised.safetensors`.
 """
 
 from __future__ import annotations
@@ -300,6 +301,8 @@ def _write_detectors(folder: Path, scored: Mapping[str, _Scored]) -> None:
             _write(folder / f"importance{suffix}.parquet", importance)
         elif isinstance(detector, ThresholdDetector):
             detector.save(folder / f"{name}.json")
+        elif isinstance(detector, TailDetector):
+            detector.save(folder / f"{name}.safetensors")
     (folder / "detectors.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
 
 

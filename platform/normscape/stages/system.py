@@ -25,7 +25,7 @@ from normscape.configio import dump_yaml, load_config
 from normscape.datasets.samples import to_uint8, to_unit_range
 from normscape.errors import CheckpointError, DataError, UserError
 from normscape.inversion.projector import Projection, Projector
-from normscape.scoring.detectors import Array, Detector, ThresholdDetector
+from normscape.scoring.detectors import Array, Detector, TailDetector, ThresholdDetector
 from normscape.scoring.forest import ForestDetector
 from normscape.stages.files import read_json
 from normscape.stages.models import load_projector
@@ -38,7 +38,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "gan": ("generator.safetensors", "discriminator.safetensors", "encoder.safetensors"),
     "controllers": ("*.safetensors",),
     "latents": ("style_space.safetensors",),
-    "score": ("*.skops", "forest*.json", "l1.json", "detectors.json"),
+    "score": ("*.skops", "forest*.json", "l1.json", "unsupervised.safetensors", "detectors.json"),
 }
 """Stages whose folders make the system, and their files that belong to it."""
 _PERCEPTUAL = "perceptual"
@@ -201,7 +201,7 @@ def condition_columns(config: Config, values: Mapping[str, Tensor]) -> dict[str,
 
 
 def load_detectors(folder: Path) -> dict[str, FittedDetector]:
-    """The detectors of a finished `score` folder that are kept as files: the forests and the L1 threshold.
+    """The detectors of a finished `score` folder.
 
     Raises:
         DataError: a file is missing or damaged.
@@ -216,6 +216,8 @@ def load_detectors(folder: Path) -> dict[str, FittedDetector]:
             found[name] = FittedDetector(forest, tuple(features))
         elif entry.get("fitted_to") == "ThresholdDetector":
             found[name] = FittedDetector(ThresholdDetector.load(folder / f"{name}.json"), tuple(entry["features"]))
+        elif entry.get("fitted_to") == "TailDetector":
+            found[name] = FittedDetector(TailDetector.load(folder / f"{name}.safetensors"), tuple(entry["features"]))
     return found
 
 

@@ -1,0 +1,59 @@
+"""Scans made of the atlas: moved by a known affine transform, on a coarse grid in another orientation; so tests are quick."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from normscape.preprocessing.atlas import Atlas, load_atlas
+
+SIDE = 64
+SPACING_MM = 4.0
+
+
+@pytest.fixture(scope="session")
+def atlas() -> Atlas:
+    """SRI24 at 4 mm."""
+    return load_atlas(4)
+
+
+@pytest.fixture(scope="session")
+def known() -> sitk.AffineTransform:
+    """Points of the atlas to points of the scans: turned by 8 degrees, stretched, moved by up to 25 mm."""
+    angle = np.deg2rad(8.0)
+    turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+    transform = sitk.AffineTransform(3)
+    transform.SetMatrix((turn @ np.diag([1.08, 0.95, 1.04])).ravel().tolist())
+    transform.SetCenter([120.0, -110.0, 75.0])
+    transform.SetTranslation([15.0, -25.0, 10.0])
+    return transform
+
+
+@pytest.fixture(scope="session")
+def moved(atlas: Atlas, known: sitk.AffineTransform) -> sitk.Image:
+    """The atlas as a scan: float32, 64^3 voxels of 4 mm, axes in the order posterior, superior, right."""
+    centre = np.array(known.TransformPoint(atlas.image(atlas.mask).TransformContinuousIndexToPhysicalPoint([30.0, 30.0, 19.0])))
+    direction = np.array([[0, 0, -1], [1, 0, 0], [0, 1, 0]], dtype=float)  # columns: P, S, R in LPS
+    origin = centre - direction @ np.full(3, SPACING_MM * (SIDE - 1) / 2)
+    grid = sitk.Image([SIDE] * 3, sitk.sitkFloat32)
+    grid.SetSpacing([SPACING_MM] * 3)
+    grid.SetDirection(direction.ravel().tolist())
+    grid.SetOrigin(origin.tolist())
+    return sitk.Resample(atlas.image(atlas.t1), grid, known.GetInverse(), sitk.sitkLinear, 0.0)
+
+
+@pytest.fixture
+def save(tmp_path: Path) -> Callable[..., Path]:
+    """Writes an image as NIfTI."""
+
+    def write(image: sitk.Image, name: str = "scan.nii.gz") -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sitk.WriteImage(image, str(path))
+        return path
+
+    return write
