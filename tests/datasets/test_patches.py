@@ -9,12 +9,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from pydantic import ValidationError
 from scipy.ndimage import correlate
 
 from normscape.config import DataConfig
 from normscape.datasets.patches import INTENSITY_RANGE_SD, PatchSource, box_sums, open_patches
 from normscape.datasets.prepared import PreparedCohort
-from normscape.datasets.samples import load_samples
+from normscape.datasets.samples import SampleSet, load_samples
 from normscape.errors import DataError
 
 SIDE, COUNT = 8, 40
@@ -27,6 +28,11 @@ def config(cohort: PreparedCohort, **changes: object) -> DataConfig:
 
 def opened(cohort: PreparedCohort, *, seed: int = 0, folder: Path | None = None, **changes: object) -> PatchSource:
     return open_patches(config(cohort, **changes), SIDE, cohort=cohort, seed=seed, folder=folder)
+
+
+def patches_of(samples: SampleSet) -> PatchSource:
+    assert isinstance(samples.images, PatchSource)
+    return samples.images
 
 
 def test_samples_of_a_cohort(prepared_cohort: Cohorts) -> None:
@@ -93,8 +99,8 @@ def test_positions_are_world_coordinates(prepared_cohort: Cohorts) -> None:
     ramps = prepared_cohort("ramps", volumes=np.stack([world[..., i % 3] for i in range(9)]))
     samples = load_samples(config(ramps, max_background=0.0), SIDE)
     rows = torch.arange(0, len(samples), 3)
-    table = samples.images.contrast
-    scan = torch.from_numpy(samples.images.scan[rows.numpy()].astype(int))
+    source = patches_of(samples)
+    table, scan = source.contrast, torch.from_numpy(source.scan[rows.numpy()].astype(int))
     mean = samples.batch(rows).mean((1, 2, 3, 4)) * INTENSITY_RANGE_SD * table.std[scan] + table.mean[scan]
     brain = world[cohort.atlas_mask > 0]
     middle = torch.from_numpy((brain.min(0) + brain.max(0)) / 2).float()
@@ -164,9 +170,11 @@ def test_shifts_are_learnt_from_the_subjects_named(prepared_cohort: Cohorts) -> 
     """A scanner that only test subjects have must not widen them."""
     cohort = prepared_cohort()
     settings = config(cohort, contrast_augmentation="pca")
-    some = load_samples(settings, SIDE, learn_from=("p-0", "p-2", "p-4")).images
-    every = load_samples(settings, SIDE).images
+    some = patches_of(load_samples(settings, SIDE, learn_from=("p-0", "p-2", "p-4")))
+    every = patches_of(load_samples(settings, SIDE))
     assert torch.equal(some.contrast.parameters, every.contrast.parameters)
+    assert some.shifts is not None
+    assert every.shifts is not None
     assert not torch.allclose(some.shifts.std, every.shifts.std)
 
 
@@ -209,3 +217,28 @@ def test_what_does_not_fit_is_refused(prepared_cohort: Cohorts) -> None:
         opened(flat)
     with pytest.raises(DataError, match=r"nowhere: not a prepared cohort"):
         load_samples(DataConfig(source="brain", root=cohort.folder / "nowhere"), SIDE)
+
+
+def test_without_scans_there_is_the_simulated_cohort(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made into the cache once, and called what it is."""
+    monkeypatch.setenv("NORMSCAPE_CACHE", str(tmp_path / "cache"))
+    settings, calls = DataConfig(source="brain", simulated_subjects=2, spacing_mm=6.0, patches_per_subject=5), []
+    samples = load_samples(settings, SIDE, progress=lambda *done: calls.append(done))
+    assert patches_of(samples).cohort.name == "simulated cohort"
+    assert len(samples.subjects) == 2
+    assert calls == [(1, 2), (2, 2)] * 2  # simulated, then measured
+    again = load_samples(settings, SIDE, progress=lambda *done: calls.append(done))
+    assert calls == [(1, 2), (2, 2)] * 3
+    assert torch.equal(samples.batch(torch.arange(10)), again.batch(torch.arange(10)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"source": "chairs", "root": "somewhere"}, "needs source brain, found chairs"),
+        ({"source": "brain", "spacing_mm": 1.5}, "whole number of millimetres, found spacing_mm 1.5"),
+    ],
+)
+def test_settings_that_exclude_each_other_are_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        DataConfig.model_validate(settings)

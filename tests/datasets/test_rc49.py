@@ -7,9 +7,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import torch
 
 from normscape.config import DataConfig
-from normscape.datasets.samples import load_samples
+from normscape.datasets.samples import SampleSet, StoredImages, load_samples
 from normscape.errors import DataError
 
 TYPES, ANGLES = 3, (0.0, 30.0, 89.9, 90.0, 200.0)
@@ -42,13 +43,19 @@ def load(path: Path, size: int = 16) -> object:
     return load_samples(DataConfig(source="rc49", path=path), size)
 
 
+def pictures(samples: SampleSet) -> torch.Tensor:
+    """uint8 (N, 3, S, S)."""
+    assert isinstance(samples.images, StoredImages)
+    return samples.images.tensor
+
+
 def test_reads_the_angles_asked_for_in_order_of_type_and_angle(tmp_path: Path) -> None:
     """0.0 and 89.9 are included, although 89.9 is stored in single precision; 90 and 200 are left out."""
     samples = load_samples(DataConfig(source="rc49", path=write(tmp_path / "rc49.h5")), 16)
     assert samples.subjects == ("type-00", "type-01", "type-02")
     assert samples.subject.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert samples.values["angle_degrees"].flatten().tolist() == pytest.approx([0.0, 30.0, 89.9] * 3)
-    assert samples.images.tensor[:, 1, 5, 5].tolist() == [10 + n for n in (0, 1, 2, 5, 6, 7, 10, 11, 12)]
+    assert pictures(samples)[:, 1, 5, 5].tolist() == [10 + n for n in (0, 1, 2, 5, 6, 7, 10, 11, 12)]
     assert samples.sample_id.tolist() == list(range(9))
 
 
@@ -56,13 +63,13 @@ def test_larger_images_are_averaged_over_squares(tmp_path: Path) -> None:
     data = arrays()["images"].copy()
     data[:, :, 0, 0] = 200
     samples = load_samples(DataConfig(source="rc49", path=write(tmp_path / "rc49.h5", images=data)), 8)
-    assert samples.images.tensor.shape == (9, 3, 8, 8)
-    assert samples.images.tensor[0, 0].flatten().tolist()[:2] == [50, 0]
+    assert pictures(samples).shape == (9, 3, 8, 8)
+    assert pictures(samples)[0, 0].flatten().tolist()[:2] == [50, 0]
 
 
 def test_float_images_of_0_to_255_are_read(tmp_path: Path) -> None:
     path = write(tmp_path / "rc49.h5", images=arrays()["images"].astype(np.float32))
-    assert load_samples(DataConfig(source="rc49", path=path), 16).images.tensor[0, 2, 0, 0] == 20
+    assert pictures(load_samples(DataConfig(source="rc49", path=path), 16))[0, 2, 0, 0] == 20
 
 
 def with_nan(key: str) -> np.ndarray:

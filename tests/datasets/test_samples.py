@@ -9,9 +9,13 @@ from normscape.datasets.samples import SampleSet, StoredImages, split_subjects, 
 from normscape.errors import DataError
 
 
+def stored_images() -> torch.Tensor:
+    return torch.arange(6 * 3 * 4 * 4, dtype=torch.int64).remainder(256).to(torch.uint8).view(6, 3, 4, 4)
+
+
 def small_set() -> SampleSet:
     return SampleSet(
-        images=StoredImages(torch.arange(6 * 3 * 4 * 4, dtype=torch.int64).remainder(256).to(torch.uint8).view(6, 3, 4, 4)),
+        images=StoredImages(stored_images()),
         subject=torch.tensor([0, 0, 1, 1, 2, 2]),
         subjects=("a", "b", "c"),
         values={"angle_degrees": torch.arange(6.0).unsqueeze(1)},
@@ -37,7 +41,7 @@ def test_batch_is_in_unit_range() -> None:
     samples = small_set()
     batch = samples.batch(torch.tensor([4, 0]))
     assert batch.shape == (2, 3, 4, 4)
-    assert torch.equal(to_uint8(batch), samples.images.tensor[[4, 0]])
+    assert torch.equal(to_uint8(batch), stored_images()[[4, 0]])
 
 
 def test_select_keeps_sample_ids_of_the_full_set() -> None:

@@ -23,9 +23,9 @@ COARSE_MM = 4
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> PreparedCohort:
-    """40 subjects, the first eight of them twice, at 4 mm."""
+    """40 subjects, the first six of them twice, at 4 mm."""
     folder = tmp_path_factory.mktemp("simulated") / "cohort"
-    return simulate_prepared(folder, subjects=40, seed=7, spacing_mm=COARSE_MM, repeats=8)
+    return simulate_prepared(folder, subjects=40, seed=7, spacing_mm=COARSE_MM, repeats=6)
 
 
 def _table(path: Path) -> list[dict[str, str]]:
@@ -48,7 +48,7 @@ def test_the_same_person_has_the_same_ventricles_at_any_resolution() -> None:
     """Volumes in ml agree between 2 and 4 mm, and with the head's size taken into account between scan and atlas."""
     coarse, fine = (simulate_subject(5, seed=1, spacing_mm=spacing) for spacing in (4.0, 2.0))
     assert coarse.ventricle_volume_ml == pytest.approx(fine.ventricle_volume_ml, rel=0.05)
-    assert coarse.mask.sum() * 64 == pytest.approx(fine.mask.sum() * 8, rel=0.03)
+    assert float(coarse.mask.sum()) * 64 == pytest.approx(float(fine.mask.sum()) * 8, rel=0.03)
     on_atlas = simulated._on_atlas(fine.subject, build(fine.subject), 1, 2)
     assert on_atlas.ventricle_volume_ml * fine.subject.head_scale**3 == pytest.approx(fine.ventricle_volume_ml, rel=0.05)
 
@@ -62,7 +62,9 @@ def test_flow_is_undone_by_the_flow_of_the_negated_field() -> None:
     points = simulated_fields.box_points((21, 21, 21), extent) + there.movedim(0, -1)
     home = (there + simulated_fields.sample(back, points, extent))[:, 4:-4, 4:-4, 4:-4]
     assert there.abs().max() > 6
-    assert home.norm(dim=0).mean() < 0.1
+    assert (
+        home.norm(dim=0).mean() < 0.1 * there.norm(dim=0).mean()
+    )  # what is left is linear interpolation between nodes of 4.5 mm
 
 
 def test_deformations_of_subjects_do_not_fold() -> None:
@@ -113,7 +115,7 @@ def test_identity_is_more_alike_within_than_between_people(cohort: PreparedCohor
         return table[same], table[names[:, None] != names[None]]
 
     within, between = correlations(inside)
-    assert len(within) == 16
+    assert len(within) == 12
     assert within.min() > between.max()
     shares = []
     for corner in ((10, 20, 15), (15, 25, 30), (20, 12, 20), (12, 36, 25)):
@@ -200,7 +202,7 @@ def test_a_cut_off_simulation_goes_on(door, tmp_path: Path) -> None:
 
 def test_the_prepared_cohort_fits_the_atlas(cohort: PreparedCohort) -> None:
     """Its name is its own, its grid SRI24's, and its brains lie where the atlas has its brain."""
-    assert (cohort.name, cohort.source, len(cohort)) == ("simulated cohort", "simulated", 48)
+    assert (cohort.name, cohort.source, len(cohort)) == ("simulated cohort", "simulated", 46)
     assert cohort.shape == (39, 60, 60)
     corner = cohort.world(np.array([-0.5, -0.5, -0.5]) + 0.5 / COARSE_MM)
     np.testing.assert_allclose(corner, simulated.ATLAS_ORIGIN_MM)  # the first voxels of 4 mm and of 1 mm share a corner
@@ -210,7 +212,7 @@ def test_the_prepared_cohort_fits_the_atlas(cohort: PreparedCohort) -> None:
     assert np.mean(dice) > 0.93
     np.testing.assert_array_equal(cohort.atlas > 0, atlas)
     settings = json.loads((cohort.folder / "cohort.json").read_text())["settings"]
-    assert (settings["seed"], settings["subjects"], settings["repeats"]) == (7, 40, 8)
+    assert (settings["seed"], settings["subjects"], settings["repeats"]) == (7, 40, 6)
 
 
 @pytest.mark.parametrize("wrong", [{"subjects": 0}, {"repeats": 3}, {"seed": -1}, {"spacing_mm": 0.1}])

@@ -42,7 +42,7 @@ def patches(samples: SampleSet, count: int) -> tuple[torch.Tensor, dict[str, tor
     assert masks is not None
     masks = masks.clone()
     masks[1, :, :, 5:] = False
-    masks[2, ..., 1:] = False
+    masks[2:3, ..., 1:] = False
     masks[-1] = False
     values = {"age": samples.values["age_years"][rows], "position": samples.values["position_mm"][rows]}
     return samples.batch(rows), values, masks

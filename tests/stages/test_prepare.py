@@ -12,8 +12,9 @@ import torch
 
 from normscape.config import Config
 from normscape.configio import load_config
+from normscape.datasets.patches import PatchSource
 from normscape.datasets.prepared import PreparedCohort
-from normscape.datasets.samples import load_samples
+from normscape.datasets.samples import SampleSet, load_samples
 from normscape.errors import DataError
 from normscape.stages import prepare
 from normscape.stages.core import StageContext
@@ -131,6 +132,13 @@ def test_a_brain_s_table_has_ages_and_positions(brain: StageContext) -> None:
     assert table.position_mm[int(train.sample_id[3])].tolist() == train.values["position_mm"][3].tolist()
 
 
+def spread(samples: SampleSet) -> torch.Tensor:
+    """Standard deviations of the contrast shifts."""
+    assert isinstance(samples.images, PatchSource)
+    assert samples.images.shifts is not None
+    return samples.images.shifts.std
+
+
 def test_a_brain_s_patches_are_those_that_were_split(brain: StageContext) -> None:
     """Reopened from the folder's tables; contrast shifts are learnt from training subjects only."""
     prepare.run(brain)
@@ -138,10 +146,8 @@ def test_a_brain_s_patches_are_those_that_were_split(brain: StageContext) -> Non
     whole = prepare.open_prepared(brain.config, brain.folder)
     assert torch.equal(test.batch(torch.tensor([5])), whole.batch(test.sample_id[5:6]))
     names = read_json(brain.folder / "split.json")["train"]
-    expected = load_samples(brain.config.data, 8, seed=brain.config.seed, learn_from=names).images.shifts.std
-    every = load_samples(brain.config.data, 8, seed=brain.config.seed).images.shifts.std
-    assert torch.equal(train.images.shifts.std, expected)
-    assert not torch.equal(train.images.shifts.std, every)
+    assert torch.equal(spread(train), spread(load_samples(brain.config.data, 8, seed=brain.config.seed, learn_from=names)))
+    assert not torch.equal(spread(train), spread(load_samples(brain.config.data, 8, seed=brain.config.seed)))
 
 
 def test_a_brain_in_two_dimensions_is_refused(brain: StageContext) -> None:

@@ -75,17 +75,18 @@ def test_from_the_auxiliary_networks_to_a_projection(
 
 
 def test_the_position_network_learns(toy_brain_config: Make, toy_brain_samples: MakeSamples, tmp_path: Path) -> None:
-    """Slopes tell the place: the mean distance falls to a third of what guessing the middle gives, 48 mm."""
+    """Slopes tell the place: in 180 steps the mean distance falls well below what guessing the middle gives, 49 mm."""
     config, samples = toy_brain_config(), toy_brain_samples(each=40)
     data = config.model_dump()
-    data["attributes"][2]["auxiliary"] |= {"epochs": 12, "optimizer": "adamw", "learning_rate": 0.01}
+    data["attributes"][2]["auxiliary"] |= {"epochs": 12, "learning_rate": 0.05, "width": 8, "stem_stride": 2}
+    data["augmentation"]["noise_std_max"] = 0.02
     config = Config.model_validate(data)
     network = train_auxiliary(
         config.attributes[2], config, samples, folder=tmp_path, digest="d", device=CPU, recorder=SilentRecorder()
     )
     middle = value_distance(samples.values["position_mm"], torch.zeros(len(samples), 3)).mean().item()
-    assert middle == pytest.approx(48, abs=2)
-    assert value_error(network, samples, count=200, seed=0, split="train", device=CPU) < middle / 3
+    assert middle == pytest.approx(49, abs=2)
+    assert value_error(network, samples, count=200, seed=0, split="train", device=CPU) < 0.65 * middle
 
 
 def test_the_distance_of_a_vector_is_euclidean() -> None:

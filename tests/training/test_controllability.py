@@ -83,6 +83,7 @@ def test_reference_is_the_distance_of_strangers(toy_config: Callable[..., Config
     network = AuxiliaryNetwork.from_config(made.attributes[0], made).fold()
     samples = toy_samples()
     different = reference_frechet(made, samples, network, device=CPU)
+    assert isinstance(samples.images, StoredImages)
     one = samples.images.tensor[samples.subject == 0]
     alike = SampleSet(
         StoredImages(one.repeat(len(samples.subjects), 1, 1, 1)),

@@ -161,7 +161,7 @@ def read_table(table: Path, *, root: Path | None = None, name: str | None = None
         return "" if is_unknown(value) else value
 
     for number, row in enumerate(rows, start=2):
-        subject, path = text(row, subject_column), text(row, path_column)
+        subject, path = row[subject_column], row[path_column]
         if not subject or not path:
             found.drop(subject, Path(path), f"line {number} of {table.name} has no {'path' if subject else 'subject'}")
             continue

@@ -78,9 +78,6 @@ class PatchSource:
 
         Without `random`, a patch is a pure function of its row, background noise included. With it, contrast shifts and noise are
         drawn anew.
-
-        Raises:
-            DataError: a volume cannot be read.
         """
         index = rows.cpu().numpy()
         mask = torch.from_numpy(self._cut(self.cohort.masks, index).astype(bool))
@@ -117,7 +114,7 @@ class PatchSource:
         return columns
 
     def people(self) -> tuple[tuple[str, ...], Tensor]:
-        """The persons, in the order of the cohort, and of which of them each patch is, int64 (P,)."""
+        """The persons with patches, sorted, and of which of them each patch is, int64 (P,)."""
         names, of_scan = np.unique(
             self.cohort.subjects["subject"].to_numpy(zero_copy_only=False).astype(str), return_inverse=True
         )

@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
+from scipy import ndimage
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
@@ -105,10 +106,16 @@ def _acquired(
 ) -> SimulatedScan:  # fmt: skip
     """The scan whose voxels lie at these places of the atlas's box."""
     level, ventricle, inside = anatomy.at(points_mm)
-    mask = inside > 0.5
+    mask = _largest_part(inside > 0.5)
     t1 = acquire(level, mask, subject, random, spacing_mm=spacing_mm, bias=bias)
     volume = float(ventricle.sum()) * spacing_mm**3 / 1000
     return SimulatedScan(subject, session, t1, mask.numpy().astype(np.uint8), affine, volume)
+
+
+def _largest_part(mask: Tensor) -> Tensor:
+    """The mask without islands."""
+    labels, _ = ndimage.label(mask.numpy())
+    return torch.from_numpy(labels == np.bincount(labels.ravel())[1:].argmax() + 1)
 
 
 def _grid_affine(spacing_mm: float, origin_mm: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -220,7 +227,7 @@ def atlas_template(spacing_mm: int) -> tuple[NDArray[np.float32], NDArray[np.uin
     channels = torch.stack([data.levels[0] - OUTSIDE, data.masks[0].float()])
     level, inside = sample(channels, _box_places(shape, affine), data.extent_mm)
     mask = inside > 0.5
-    return torch.where(mask, level, 0.0).numpy(), mask.numpy().astype(np.uint8)
+    return torch.where(mask, level.clamp_min(0.01), 0.0).numpy(), mask.numpy().astype(np.uint8)
 
 
 def _on_atlas(subject: Subject, anatomy: Anatomy, session: int, spacing_mm: int) -> SimulatedScan:

@@ -3,9 +3,8 @@
 The asset `assets/brains.npz` (made by `infra/assets/pack_brains.py`, authors in `assets/BRAINS_ATTRIBUTION.md`) holds K = 4 real
 brains deformed onto the SRI24 atlas, on a grid of 1.5 mm: `levels` uint8 (K, Z, Y, X), 0 outside, else the tissue level;
 `velocities_mm` float16 (K, 3, *control grid), the field that brought each of them there, and `mirror_mm`, the field between the
-atlas and its mirror image; `ventricles` uint8 (Z, Y, X); `growth`, a field that widens them, with `growth_curve` (2, n), strength
-in mm against the logarithm of their volume in ml; `origin_mm` (x, y, z) and `spacing_mm` in the atlas's RAS space. A *level* is
-0 in CSF, 0.5 in grey and 1 in white matter.
+atlas and its mirror image; `ventricles` uint8 (Z, Y, X); `growth`, a field that widens them by 1 mm; `origin_mm`
+(x, y, z) and `spacing_mm` in the atlas's RAS space. A *level* is 0 in CSF, 0.5 in grey and 1 in white matter.
 
 A subject's brain, in the atlas's space:
 
@@ -27,6 +26,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from scipy import ndimage
 from torch import Tensor
 
 from normscape.datasets.simulated_fields import box_points, flow, refined, sample, smooth_noise
@@ -50,11 +50,18 @@ THINNING_SCATTER_MM = 0.15
 CONTRAST_LOSS = 0.002
 """Share of the contrast between grey and white matter that is lost a year (Salat et al. 2009, NeuroImage 48, 21)."""
 
-SHAPE_SIZES = ((5.0, 2.2), (2.2, 1.5), (1.3, 0.9))
+SHAPE_SIZES = ((5.0, 2.2), (2.2, 1.3), (1.3, 0.6))
 """Random shape: smoothing width in nodes of the control grid (4.5 mm) and standard deviation in mm, of lobes, gyri and folds."""
-MOSAIC_WIDTH = 3.5
+MOSAIC_WIDTH = 4.0
 """Smoothing width of the mosaic's fields, in nodes."""
-MOSAIC_SHARPNESS = 8.0
+MOSAIC_SHARPNESS = 14.0
+TEMPLATE_WEIGHT = -0.6
+"""Added to the fields of the atlas, whose cortex is the mean of 24 people's and less crisp."""
+SHARPENING = 0.7
+"""Share of the difference to a blurred image that is added to each brain: makes up for interpolating it three times."""
+STRENGTHS_MM = (-8.0, 16.0)
+"""Least and greatest widening of the ventricles."""
+SECANT_STEPS = 4
 
 
 @dataclass(frozen=True)
@@ -104,7 +111,7 @@ class Assets:
     ventricles: Tensor
     """(Z, Y, X) in [0, 1], a little wider than the ventricles themselves."""
     growth: Tensor
-    growth_curve: NDArray[np.float32]
+    """(3, *control grid)."""
     origin_mm: NDArray[np.float64]
     """x, y, z."""
     spacing_mm: float
@@ -131,13 +138,14 @@ def assets() -> Assets:
     velocities = torch.from_numpy(data["velocities_mm"].astype(np.float32))
     sign = torch.tensor([1.0, 1.0, -1.0]).view(1, 3, 1, 1, 1)
     ventricles = torch.from_numpy(data["ventricles"]).float()
+    levels = torch.stack([levels, mirrored * mirrored_masks], dim=1).flatten(0, 1)
+    blurred = torch.from_numpy(ndimage.gaussian_filter(levels.numpy(), (0, 1, 1, 1)))
     return Assets(
-        levels=torch.stack([levels, mirrored * mirrored_masks], dim=1).flatten(0, 1),
+        levels=(levels + SHARPENING * (levels - blurred)).clamp(OUTSIDE, OUTSIDE + 1.5),
         masks=torch.stack([masks, mirrored_masks], dim=1).flatten(0, 1),
         velocities_mm=torch.stack([velocities, velocities.flip(-1) * sign + mirror], dim=1).flatten(0, 1),
         ventricles=F.max_pool3d(ventricles[None], 3, stride=1, padding=1)[0],
         growth=torch.from_numpy(data["growth"].astype(np.float32)),
-        growth_curve=data["growth_curve"],
         origin_mm=data["origin_mm"],
         spacing_mm=spacing,
         extent_mm=extent,
@@ -178,8 +186,29 @@ def build(subject: Subject) -> Anatomy:
     for width, size_mm in SHAPE_SIZES:
         velocity = velocity + size_mm * torch.from_numpy(smooth_noise(random, 3, control, width))
     wanted = np.log(ventricle_target_ml(subject.age_years)) + random.normal(0.0, VENTRICLE_SCATTER)
-    strength = float(np.interp(wanted, data.growth_curve[1], data.growth_curve[0]))
-    return Anatomy(channels, flow(velocity + strength * data.growth, data.extent_mm))
+    return Anatomy(channels, _widened(velocity, channels[1], float(wanted), data))
+
+
+def _widened(velocity: Tensor, ventricle: Tensor, log_volume: float, data: Assets) -> Tensor:
+    """Displacement of a shape whose ventricles have this volume (natural logarithm of ml), found by the secant method.
+
+    The volume is measured on the control grid, whose nodes see the mean of the voxels around them.
+    """
+    coarse = F.avg_pool3d(ventricle[None], 3, stride=3, padding=1)
+    points = box_points(coarse.shape[1:], data.extent_mm)
+    node_ml = float((data.extent_mm / (torch.tensor(coarse.shape[1:]) - 1)).prod()) / 1000
+    strength, slope = 0.0, 0.12
+    tried: tuple[float, float] | None = None
+    for step in range(SECANT_STEPS + 1):
+        displacement = flow(velocity + strength * data.growth, data.extent_mm)
+        if step == SECANT_STEPS:
+            break
+        found = float(sample(coarse, points + displacement.movedim(0, -1), data.extent_mm).sum().log() + np.log(node_ml))
+        if tried is not None and abs(strength - tried[0]) > 1e-3:
+            slope = float(np.clip((found - tried[1]) / (strength - tried[0]), 0.02, 0.5))
+        tried = strength, found
+        strength = float(np.clip(strength + (log_volume - found) / slope, *STRENGTHS_MM))
+    return displacement
 
 
 def _mosaic(random: np.random.Generator, data: Assets) -> tuple[Tensor, Tensor]:
@@ -187,6 +216,7 @@ def _mosaic(random: np.random.Generator, data: Assets) -> tuple[Tensor, Tensor]:
     count, shape = len(data.levels), data.levels.shape[1:]
     fields = smooth_noise(random, count, data.growth.shape[1:], MOSAIC_WIDTH)
     fields += random.normal(0.0, 0.4, size=(count, 1, 1, 1)).astype(np.float32)  # some brains more than others
+    fields[:2] += TEMPLATE_WEIGHT
     weights = torch.softmax(MOSAIC_SHARPNESS * torch.from_numpy(fields), dim=0)
     level, mask = torch.zeros(shape), torch.zeros(shape)
     for weight, one, inside in zip(weights, data.levels, data.masks, strict=True):

@@ -38,9 +38,9 @@ SCANNERS = dict(
     zip(
         SITES,
         (
-            Scanner(csf=0.24, grey=0.66, noise=0.020, bias=0.08, blur_mm=(0.5, 0.5, 0.7)),
-            Scanner(csf=0.32, grey=0.72, noise=0.030, bias=0.05, blur_mm=(0.5, 0.5, 0.5)),
-            Scanner(csf=0.18, grey=0.60, noise=0.024, bias=0.11, blur_mm=(0.8, 0.6, 0.6)),
+            Scanner(csf=0.24, grey=0.66, noise=0.016, bias=0.08, blur_mm=(0.5, 0.5, 0.7)),
+            Scanner(csf=0.32, grey=0.72, noise=0.022, bias=0.05, blur_mm=(0.5, 0.5, 0.5)),
+            Scanner(csf=0.18, grey=0.60, noise=0.019, bias=0.11, blur_mm=(0.8, 0.6, 0.6)),
         ),
         strict=True,
     )

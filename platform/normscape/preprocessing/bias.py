@@ -39,4 +39,6 @@ def correct_bias(scan: sitk.Image, mask: sitk.Image) -> sitk.Image:
     field = corrector.GetLogBiasFieldAsImage(scan)
     statistics = sitk.LabelStatisticsImageFilter()
     statistics.Execute(field, positive)
-    return sitk.Cast(scan / sitk.Exp(sitk.Cast(field - statistics.GetMean(1), sitk.sitkFloat32)), sitk.sitkFloat32)
+    # around the brain the spline runs free; what is mixed in at the edge when the scan is resampled must stay sane
+    field = sitk.Clamp(field, sitk.sitkFloat32, statistics.GetMinimum(1), statistics.GetMaximum(1)) - statistics.GetMean(1)
+    return sitk.Cast(scan / sitk.Exp(field), sitk.sitkFloat32)

@@ -197,7 +197,7 @@ def _write_volumes(good: Sequence[PreparedScan], atlas: Atlas, folder: Path, pro
     for place, result in enumerate(good):
         for name, (file, kind) in files.items():
             try:
-                values = sitk.GetArrayViewFromImage(sitk.ReadImage(str(result.folder / file)))
+                values = sitk.GetArrayFromImage(sitk.ReadImage(str(result.folder / file)))
             except RuntimeError as error:
                 raise DataError(f"{result.folder / file}: damaged; remove {result.folder} and run again") from error
             if values.shape != shape[1:]:

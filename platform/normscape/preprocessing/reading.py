@@ -50,9 +50,6 @@ def read_scan(path: Path) -> sitk.Image:
     if size.min() < MIN_VOXELS:
         raise DataError(f"{path.name}: {' x '.join(map(str, size))} voxels; expected at least {MIN_VOXELS} a side")
     values = sitk.GetArrayViewFromImage(image)
-    finite = np.isfinite(values)
-    if not finite.all():
-        raise DataError(f"{path.name}: {values.size - int(finite.sum())} of {values.size} values are not finite")
     if values.min() == values.max():
         raise DataError(f"{path.name}: all its values are {values.flat[0]:g}")
     return sitk.DICOMOrient(image, "LPS")
@@ -100,6 +97,8 @@ def _read_nifti(path: Path) -> sitk.Image:
         needed = float(reader.GetMetaData("vox_offset")) + float(np.prod(size)) * int(reader.GetMetaData("bitpix")) / 8
         if held < needed:
             raise DataError(f"{path.name}: cut off; {held} of {needed:.0f} bytes are there")
+        if reader.GetPixelID() in (sitk.sitkFloat32, sitk.sitkFloat64):
+            _check_finite(path)
         reader.SetOutputPixelType(sitk.sitkFloat32)
         image = reader.Execute()
     except RuntimeError as error:
@@ -107,6 +106,16 @@ def _read_nifti(path: Path) -> sitk.Image:
     while image.GetDimension() > 3:
         image = image[(slice(None),) * (image.GetDimension() - 1) + (0,)]
     return image
+
+
+def _check_finite(path: Path) -> None:
+    """ITK's reader turns what is not finite into 0, and says nothing; nibabel's does not."""
+    import nibabel as nib
+
+    values = np.asanyarray(nib.load(path).dataobj)
+    wrong = values.size - int(np.isfinite(values).sum())
+    if wrong:
+        raise DataError(f"{path.name}: {wrong} of {values.size} values are not finite")
 
 
 def _bytes_held(path: Path) -> int:

@@ -26,7 +26,7 @@ from normscape.report.words import number, title
 
 PICTURES = 1000
 """At most so many scans are shown; the worst come first."""
-SIDE = 150
+SIDE = 160
 """Pixels of the longest side of a slice."""
 MASK_COLOUR, ATLAS_COLOUR = (240, 136, 62), (90, 180, 232)
 """Outlines of the scan's brain mask and of the atlas's."""
@@ -105,21 +105,33 @@ def three_slices(
         side: pixels of a slice.
     """
     centre = [round(float(c)) for c in ndimage.center_of_mass(atlas_mask)]
+    box = _box(atlas_mask)
     inside = volume[mask > 0].astype(np.float32)
     low, high = np.percentile(inside, [0.5, 99.5]) if inside.size else (0.0, 1.0)
+    zoom = side / max(part.stop - part.start for part in box)
     parts = []
     for axis in range(3):
-        planes = [np.take(array, centre[axis], axis=axis) for array in (volume, mask, atlas_mask)]
-        # rows go up (front or top), columns go right: rows are turned over; x grows to the subject's right, so columns are too
+        window = tuple(part for at, part in enumerate(box) if at != axis)
+        planes = [np.take(array, centre[axis], axis=axis)[window] for array in (volume, mask, atlas_mask)]
+        # rows go up, to the front or to the top; x grows to the subject's right, which is shown at the left
         planes = [plane[::-1, ::-1] if axis < 2 else plane[::-1] for plane in planes]
-        parts.append(_outlined(planes, float(low), float(high), side, volume.shape))
+        parts.append(_outlined(planes, float(low), float(high), side, zoom))
     return np.concatenate(parts, axis=1)
 
 
-def _outlined(planes: list[NDArray[Any]], low: float, high: float, side: int, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+def _box(mask: NDArray[np.uint8]) -> tuple[slice, ...]:
+    """What a mask spans, with some room around it."""
+    found = []
+    for axis in range(3):
+        places = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
+        room = max(2, mask.shape[axis] // 20)
+        found.append(slice(max(0, places[0] - room), min(mask.shape[axis], places[-1] + 1 + room)))
+    return tuple(found)
+
+
+def _outlined(planes: list[NDArray[Any]], low: float, high: float, side: int, zoom: float) -> NDArray[np.uint8]:
     """One slice in grey, enlarged to a square of `side` pixels, with both outlines."""
-    zoom = side / max(shape)
-    size = (max(1, round(planes[0].shape[1] * zoom)), max(1, round(planes[0].shape[0] * zoom)))
+    size = (min(side, round(planes[0].shape[1] * zoom)), min(side, round(planes[0].shape[0] * zoom)))
     values = np.clip((planes[0].astype(np.float32) - low) / max(high - low, 1e-6), 0, 1) * (planes[1] > 0)
     grey = np.asarray(Image.fromarray((values * 255).astype(np.uint8)).resize(size, Image.Resampling.BILINEAR))
     canvas = np.zeros((side, side, 3), np.uint8)
