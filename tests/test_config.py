@@ -33,8 +33,10 @@ def test_shipped_configurations_load_and_say_what_they_are(path: Path) -> None:
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
 def test_every_configuration_has_the_thresholds_of_table_1(path: Path) -> None:
+    """Those of the CPU apart, which separate identities further: see its own words."""
     identity, angle = load_config(path).attributes
-    assert (identity.tau_same, identity.tau_different, identity.distance) == (0.05, 0.35, "euclidean")
+    apart = 0.45 if path.stem in ("cpu", "demo") else 0.35
+    assert (identity.tau_same, identity.tau_different, identity.distance) == (0.05, apart, "euclidean")
     assert (identity.output_dim, identity.latent_dim) == (128, 48)
     assert (angle.tau_same, angle.tau_different, angle.distance, angle.output_dim, angle.latent_dim) == (0.03, 0.15, "l1", 1, 48)
     assert load_config(path).other_dim == 32

@@ -54,7 +54,7 @@ def write(source: Path, out: Path) -> Path:
     if brain.shape != head.shape or not np.allclose(affine, head_affine):
         raise SystemExit(f"{BRAIN} and {HEAD} lie on different grids: {brain.shape} and {head.shape}")
     likeness = np.corrcoef(brain[brain > 0], head[brain > 0])[0, 1]
-    if likeness < 0.9:
+    if not likeness >= 0.9:  # NaN too
         raise SystemExit(f"{BRAIN} does not lie on the brain of {HEAD}: correlation {likeness:.2f}")
     image = nib.Nifti1Image(to_bytes(brain), affine)
     image.header.set_xyzt_units("mm")

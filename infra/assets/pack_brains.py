@@ -252,6 +252,27 @@ def licence_text(source: Path) -> str:
         return content.read().decode()
 
 
+def write_attribution(source: Path, out: Path) -> None:
+    """Write BRAINS_ATTRIBUTION.md."""
+    rows = [f"| {e.name} | {e.title} | {e.licence} | `{e.package}`: `{e.member}` | <{e.link}> |" for e in SOURCES]
+    lines = [
+        "# Brains: authors and licences",
+        "",
+        "`brains.npz` holds four T1-weighted brains from which the simulated cohort is made. Packed by",
+        "`infra/assets/pack_brains.py`. Changes: skull-stripped, bias field corrected, moved onto the SRI24 atlas by an affine",
+        "transform and a smooth deformation, resampled to 1.5 mm, intensities scaled by tissue;",
+        "deformation fields and a ventricle mask were computed.",
+        "Everything in the file that shows or describes the SRI24 atlas (`levels[0]`, `ventricles`, `growth`, and the grid that",
+        "all brains lie on) is an adaptation of it and stands under CC-BY-SA-3.0",
+        "<https://creativecommons.org/licenses/by-sa/3.0/>, and so does the simulated cohort that is made from it.",
+        "",
+        "| Name | Work | Licence | Package and file | Link |",
+        "| --- | --- | --- | --- | --- |",
+        *rows,
+    ]
+    (out / "BRAINS_ATTRIBUTION.md").write_text("\n".join(lines) + "\n" + NOTICES + licence_text(source).strip() + "\n", "utf-8")
+
+
 def pack(source: Path, out: Path) -> None:
     """Everything, from the packages to the asset."""
     reference = sitk.Image(list(SHAPE[::-1]), sitk.sitkFloat32)
@@ -306,23 +327,7 @@ def pack(source: Path, out: Path) -> None:
         origin_mm=np.array(ORIGIN_MM, np.float64),
         spacing_mm=np.array(SPACING_MM, np.float64),
     )
-    rows = [f"| {e.name} | {e.title} | {e.licence} | `{e.package}`: `{e.member}` | <{e.link}> |" for e in SOURCES]
-    lines = [
-        "# Brains: authors and licences",
-        "",
-        "`brains.npz` holds four T1-weighted brains from which the simulated cohort is made. Packed by",
-        "`infra/assets/pack_brains.py`. Changes: skull-stripped, bias field corrected, moved onto the SRI24 atlas by an affine",
-        "transform and a smooth deformation, resampled to 1.5 mm, intensities scaled by tissue;",
-        "deformation fields and a ventricle mask were computed.",
-        "Everything in the file that shows or describes the SRI24 atlas (`levels[0]`, `ventricles`, `growth`, and the grid that",
-        "all brains lie on) is an adaptation of it and stands under CC-BY-SA-3.0",
-        "<https://creativecommons.org/licenses/by-sa/3.0/>, and so does the simulated cohort that is made from it.",
-        "",
-        "| Name | Work | Licence | Package and file | Link |",
-        "| --- | --- | --- | --- | --- |",
-        *rows,
-    ]
-    (out / "BRAINS_ATTRIBUTION.md").write_text("\n".join(lines) + "\n" + NOTICES + licence_text(source).strip() + "\n", "utf-8")
+    write_attribution(source, out)
     print(f"{(out / 'brains.npz').stat().st_size / 1e6:.2f} MB: {out / 'brains.npz'}")
 
 

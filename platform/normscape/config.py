@@ -61,6 +61,11 @@ class DataConfig(Section):
     """Shifts of the tissues' means and variances in training: along the principal components of the cohort (the thesis), or each
     on its own (Meyer et al. 2021)."""
 
+    def with_absolute_paths(self) -> DataConfig:
+        """The same data for a process in another folder."""
+        places = {"path": self.path, "root": self.root}
+        return self.model_copy(update={name: place.resolve() for name, place in places.items() if place is not None})
+
     @model_validator(mode="after")
     def _check(self) -> DataConfig:
         if self.source == "rc49" and self.path is None:
@@ -343,6 +348,27 @@ class ScoringConfig(Section):
     """Resamplings of subjects for the 95 % intervals."""
 
 
+class BrainsConfig(Section):
+    """Whole brains from overlapping patches (thesis II.B, IV.B); only for `data.source: brain`."""
+
+    stride: PositiveInt = 8
+    """Voxels from one patch to the next."""
+    identities: PositiveInt = 8
+    """Brains that are generated at every age."""
+    ages: Annotated[tuple[PositiveFloat, ...], Field(min_length=2)] = (30.0, 50.0, 70.0)
+    """Ages, in years, that every identity is generated at; the oldest is compared with the youngest."""
+    scans: PositiveInt = 2
+    """Test scans that get anomaly maps, each as it is and with a drawn blot; the first one is shown rebuilt, too."""
+    steps: PositiveInt | None = None
+    """Projection steps of a patch; `projection.steps`, at which the detectors were fitted, when empty. With fewer, residuals and
+    scores are a little higher everywhere."""
+    batch_size: PositiveInt = 64
+    """Patches projected or generated at once; results do not depend on it."""
+    max_background: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
+    """Largest share of a patch outside the brain; `data.max_background`, which the networks know, when empty. Voxels that only
+    emptier patches would cover have no score."""
+
+
 class Config(Section):
     """One experiment."""
 
@@ -384,6 +410,8 @@ class Config(Section):
     """Projection."""
     scoring: ScoringConfig = ScoringConfig()
     """Anomaly scores."""
+    brains: BrainsConfig = BrainsConfig()
+    """Whole brains."""
 
     @property
     def resolutions(self) -> tuple[int, ...]:

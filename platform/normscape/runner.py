@@ -88,7 +88,7 @@ def run_experiment(config: Config, runs_dir: Path, plan: Plan, fleet: Fleet | No
     Raises:
         UserError: what a person can mend.
     """
-    bar = ConsoleListener([stage.name for stage in STAGES], Console(stderr=True), quiet=plan.quiet)
+    bar = ConsoleListener([stage.name for stage in STAGES if stage.exists(config)], Console(stderr=True), quiet=plan.quiet)
     listeners = Listeners([bar])
     tracker: MlflowListener | None = None
 

@@ -54,6 +54,7 @@ def test_the_asset(pack: ModuleType, source: Path, tmp_path: Path) -> None:
 
 def test_a_brain_that_lies_elsewhere_is_refused(pack: ModuleType, source: Path, tmp_path: Path) -> None:
     head = nib.load(source / pack.HEAD)
-    nib.save(nib.Nifti1Image(np.asarray(head.dataobj)[::-1], head.affine), source / pack.HEAD)
+    mirrored = head.get_fdata()[::-1].astype(np.int16)  # a copy: the file is mapped into memory
+    nib.save(nib.Nifti1Image(mirrored, head.affine), source / pack.HEAD)
     with pytest.raises(SystemExit, match="does not lie on the brain"):
         pack.write(source, tmp_path / "out")

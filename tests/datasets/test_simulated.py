@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from normscape.datasets import simulated, simulated_fields
+from normscape.datasets.cohort import read_table
 from normscape.datasets.prepared import PreparedCohort
 from normscape.datasets.simulated import simulate_cohort, simulate_prepared, simulate_subject
 from normscape.datasets.simulated_anatomy import AGE_RANGE_YEARS, SITES, assets, build, describe, ventricle_target_ml
@@ -153,6 +154,10 @@ def test_files_are_readable_and_the_table_is_complete(tmp_path: Path) -> None:
         np.testing.assert_array_equal(np.asarray(t1.dataobj) > 0, np.asarray(mask.dataobj) > 0)
         assert 0.9 < mask.get_fdata().sum() * COARSE_MM**3 / 1e6 < 2.6
     assert not list((tmp_path / "raw").rglob("*partial*"))
+    read = read_table(table)
+    assert not read.dropped
+    assert [scan.name for scan in read.scans] == [f"{row['subject']}_{row['session']}" for row in rows]
+    assert read.scans[0].measured["ventricle_volume_ml"] == float(rows[0]["ventricle_volume_ml"])
 
 
 def test_a_finished_cohort_is_left_alone_and_another_one_is_not_overwritten(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_tasks_write_what_one_process_writes(
 def test_a_process_that_dies_takes_one_scan(
     local_ray: None, cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A scan that kills its process every time is quarantined after some tries; the others are prepared; a rerun tries it again."""
+    """A scan that kills its process every time is quarantined, and the others are prepared; the next run tries it again."""
     original = preprocess._prepare
 
     def deadly(scan: Scan, *rest: object) -> object:

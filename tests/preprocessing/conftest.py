@@ -43,7 +43,11 @@ def moved(atlas: Atlas, known: sitk.AffineTransform) -> sitk.Image:
     grid.SetSpacing([SPACING_MM] * 3)
     grid.SetDirection(direction.ravel().tolist())
     grid.SetOrigin(origin.tolist())
-    return sitk.Resample(atlas.image(atlas.t1), grid, known.GetInverse(), sitk.sitkLinear, 0.0)
+    scan, brain = (
+        sitk.Resample(atlas.image(values.astype(np.float32)), grid, known.GetInverse(), sitk.sitkLinear, 0.0)
+        for values in (atlas.t1, atlas.mask)
+    )
+    return sitk.Mask(scan, brain >= 0.5)
 
 
 @pytest.fixture

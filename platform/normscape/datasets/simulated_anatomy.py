@@ -41,7 +41,7 @@ VENTRICLES_AT_20_ML = 13.0
 VENTRICLE_RATE, VENTRICLE_RATE_FROM_60 = 0.008, 0.030
 """Relative growth a year. 3 to 4 % a year in people over 60, slower before: Scahill et al. 2003 (Archives of Neurology 60, 989),
 Fjell et al. 2009 (Journal of Neuroscience 29, 15223), Walhovd et al. 2011 (Neurobiology of Aging 32, 916)."""
-VENTRICLE_SCATTER = 0.34
+VENTRICLE_SCATTER = 0.40
 """Standard deviation of log volume among people of one age: with it age explains a third to a half of log volume."""
 CORTEX_MM, THINNING_RATE, DONOR_AGE_YEARS = 2.5, 0.005, 30.0
 """Cortical thickness, its loss a year (Salat et al. 2004, Cerebral Cortex 14, 721; Fjell et al. 2009), and the age that the

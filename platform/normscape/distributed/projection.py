@@ -175,9 +175,7 @@ class _Throughput:
 
 def _absolute(config: Config) -> Config:
     """The same experiment for a process in another folder."""
-    changes: dict[str, Any] = {}
-    if config.data.path is not None:
-        changes["data"] = config.data.model_copy(update={"path": config.data.path.resolve()})
+    changes: dict[str, Any] = {"data": config.data.with_absolute_paths()}
     if config.projection.perceptual_path is not None:
         changes["projection"] = config.projection.model_copy(
             update={"perceptual_path": config.projection.perceptual_path.resolve()}

@@ -107,9 +107,7 @@ def _run(stage: str, workers: Workers, context: StageContext) -> dict[str, float
 
 def _anywhere(config: Config) -> Config:
     """The configuration with absolute paths: workers have other working directories."""
-    if config.data.path is None:
-        return config
-    return config.model_copy(update={"data": config.data.model_copy(update={"path": config.data.path.resolve()})})
+    return config.model_copy(update={"data": config.data.with_absolute_paths()})
 
 
 def _fit(trainer: ray.train.torch.TorchTrainer, mailbox: ActorHandle, recorder: Recorder) -> Any:

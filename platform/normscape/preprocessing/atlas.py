@@ -5,6 +5,7 @@ Arrays are (Z, Y, X) in RAS orientation: x grows to the subject's right, y to th
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from dataclasses import dataclass
 from importlib import resources
@@ -99,8 +100,11 @@ def load_atlas(spacing_mm: int = 1, path: Path | None = None) -> Atlas:
     Raises:
         DataError: the file is no such template.
     """
-    if path is not None:
-        return _read_template(path).at(spacing_mm)
+    return _sri24(spacing_mm) if path is None else _read_template(path).at(spacing_mm)
+
+
+@functools.lru_cache(maxsize=2)
+def _sri24(spacing_mm: int) -> Atlas:
     with resources.as_file(resources.files("normscape.datasets") / "assets" / "sri24_t1.nii.gz") as asset:
         return _read_template(asset, "SRI24").at(spacing_mm)
 

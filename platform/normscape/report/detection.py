@@ -15,7 +15,11 @@ from normscape.scoring.metrics import auroc, bootstrap_by_subject
 
 STRATA_RESAMPLES = 200
 """Resamplings of subjects for the intervals of strata by a condition."""
-PROPERTIES = {"blot_contrast": "contrast of the blot", "blot_radius_px": "radius of the blot, pixels"}
+PROPERTIES = {
+    "blot_contrast": "contrast of the blot",
+    "blot_radius_px": "radius of the blot, pixels",
+    "blot_radius_mm": "radius of the blot, mm",
+}
 
 
 def headlines(source: Source) -> list[Headline]:

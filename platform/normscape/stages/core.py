@@ -81,6 +81,7 @@ class Stage:
         omit: `section.field` entries that change nothing in its results.
         version: raised when the stage's results or formats change, so that old ones are not taken for new ones.
         module: module with `run(context)`, imported when it is needed; empty when the caller brings the function.
+        source: `data.source` that it is for; under any other it does not exist. Empty: for all.
     """
 
     name: str
@@ -89,6 +90,11 @@ class Stage:
     omit: tuple[str, ...] = ()
     version: int = 1
     module: str = ""
+    source: str = ""
+
+    def exists(self, config: Config) -> bool:
+        """Whether the experiment has this stage."""
+        return self.source in ("", config.data.source)
 
 
 _UNREAD_BY_AUXILIARY = ("latent_dim", "tau_same", "tau_different", "weight_same", "weight_different")
@@ -119,17 +125,28 @@ STAGES: tuple[Stage, ...] = (
         module="normscape.stages.project",
     ),
     Stage("score", ("scoring",), ("project",), version=2, module="normscape.stages.score"),
+    Stage(
+        "brains",
+        ("brains",),
+        ("prepare", "auxiliary", "gan", "controllers", "latents", "project", "score"),
+        module="normscape.stages.brains",
+        source="brain",
+    ),
     # The page lies above the stages: whoever runs them brings the function.
-    Stage("report", ("name", "description"), ("prepare", "auxiliary", "gan", "controllers", "latents", "project", "score")),
+    Stage(
+        "report", ("name", "description"), ("prepare", "auxiliary", "gan", "controllers", "latents", "project", "score", "brains")
+    ),
 )
 
 
 def stage_keys(config: Config, stages: Sequence[Stage] = STAGES) -> dict[str, str]:
-    """Key of every stage, in order."""
+    """Key of every stage that the experiment has, in order."""
     keys: dict[str, str] = {}
     for stage in stages:
-        sections = section_digest(config, stage.sections, stage.omit)
-        keys[stage.name] = digest([stage.name, stage.version, sections, {name: keys[name] for name in stage.inputs}])
+        if stage.exists(config):
+            sections = section_digest(config, stage.sections, stage.omit)
+            inputs = {name: keys[name] for name in stage.inputs if name in keys}
+            keys[stage.name] = digest([stage.name, stage.version, sections, inputs])
     return keys
 
 
@@ -176,7 +193,7 @@ def run_stages(
         UserError: A name that is no stage, a run folder in use, a full disk; and what the stages raise.
     """
     extra = extra or {}
-    plan = [stage for stage in stages if stage.module or stage.name in extra]
+    plan = [stage for stage in stages if stage.exists(config) and (stage.module or stage.name in extra)]
     names = [stage.name for stage in plan]
     begin = _position(names, first, "--from") if first else len(names)
     end = _position(names, last, "--to") if last else len(names) - 1
@@ -289,7 +306,7 @@ class _Session:
             "key": self.keys[stage.name],
             "config_digest": config_digest(self.config),
             "code_version": code_version(),
-            "inputs": {name: self.keys[name] for name in stage.inputs},
+            "inputs": {name: self.keys[name] for name in stage.inputs if name in self.keys},
             "seed": self.config.seed,
             "metrics": {name: float(value) for name, value in metrics.items() if abs(float(value)) < float("inf")},
             "seconds": round(seconds, 3),

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from normscape.config import Config
-from normscape.datasets.blots import draw_blots
+from normscape.datasets.blots import draw_blots, standard_blots
 from normscape.datasets.samples import to_uint8, to_unit_range
 from normscape.errors import UserError
 from normscape.inversion.projector import Projection, Projector
@@ -147,13 +147,15 @@ class ShardProjector:
         index, labels = torch.from_numpy(shard.rows), torch.from_numpy(shard.labels)
         ids = self.samples.sample_id[index]
         anomalous = labels.nonzero().squeeze(1)
-        blots = draw_blots(images[anomalous], self.config.seed, ids[anomalous])
+        masks, spec = self.samples.masks(index), standard_blots(self.config.data)
+        blots = draw_blots(images[anomalous], self.config.seed, ids[anomalous], spec, None if masks is None else masks[anomalous])
         images[anomalous] = blots.images
         # what is projected is what is stored: 8-bit images
         stored = to_uint8(images)
-        projection = self.projector.project(to_unit_range(stored), values, self.samples.masks(index))
+        projection = self.projector.project(to_unit_range(stored), values, masks)
+        in_mm = self.config.data.source == "brain"
         radius, contrast = (torch.full((len(shard),), float("nan"), dtype=torch.float64) for _ in range(2))
-        radius[anomalous], contrast[anomalous] = blots.radius_px.double(), blots.contrast.double()
+        radius[anomalous], contrast[anomalous] = (blots.radius_mm if in_mm else blots.radius_px).double(), blots.contrast.double()
         columns: dict[str, pa.Array] = {
             "sample_id": pa.array(ids.numpy()),
             "subject": pa.array([self.samples.subjects[s] for s in self.samples.subject[index].tolist()]),
@@ -167,7 +169,7 @@ class ShardProjector:
             else:
                 columns |= {f"{column}_{i}": pa.array(value[:, i]) for i in range(value.shape[1])}
         columns |= _projection_columns(self.projector, projection)
-        columns["blot_radius_px"] = pa.array(radius.numpy(), from_pandas=True)
+        columns["blot_radius_mm" if in_mm else "blot_radius_px"] = pa.array(radius.numpy(), from_pandas=True)
         columns["blot_contrast"] = pa.array(contrast.numpy(), from_pandas=True)
         table, rebuilt = pa.table(columns), to_uint8(projection.images).cpu().numpy()
         bad = _not_finite({f"coordinates/{name}": u for name, u in projection.coordinates.items()} | projection.residuals)

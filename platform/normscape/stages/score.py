@@ -61,7 +61,7 @@ _CHAIRS = {
 THESIS: dict[str, dict[tuple[str, str, str], float]] = {"chairs": _CHAIRS, "rc49": _CHAIRS}
 """The thesis's own numbers (IV.A.3) by data source, then (detector, split, metric)."""
 
-STRATA = ("blot_contrast", "blot_radius_px")
+STRATA = ("blot_contrast", "blot_radius_px", "blot_radius_mm")
 TERCILES = ("low", "middle", "high")
 BOOTSTRAP_STREAM = 1
 """Keeps the seed of the resampling apart from that of trees and folds."""

@@ -122,13 +122,19 @@ class ScoredSystem:
         return (self.config.image_channels, *[self.config.image_size] * self.config.dims)
 
     def score(
-        self, images: ArrayLike | Tensor, conditions: Mapping[str, ArrayLike], *, reconstructions: bool = False
+        self,
+        images: ArrayLike | Tensor,
+        conditions: Mapping[str, ArrayLike],
+        *,
+        masks: Tensor | None = None,
+        reconstructions: bool = False,
     ) -> pa.Table:
         """Score images. One image gets the same numbers alone and among others.
 
         Args:
             images: `(N, C, *S)`, uint8 in 0..255 or floats in [-1, 1].
             conditions: value attribute to its known values in natural units, `(N, D)`; `(N,)` where D is 1.
+            masks: what counts in the images, bool `(N, 1, *S)`; everything when None.
             reconstructions: add the column `reconstruction`.
 
         Returns:
@@ -145,16 +151,34 @@ class ScoredSystem:
         if unknown:
             raise DataError(f"conditions: {', '.join(unknown)} unknown; the system knows {', '.join(values) or 'none'}")
         size = self.config.projection.batch_size
-        parts = [
-            self._batch(pictures[i : i + size], {name: value[i : i + size] for name, value in values.items()}, reconstructions)
-            for i in range(0, len(pictures), size)
-        ]
+        parts = []
+        for i in range(0, len(pictures), size):
+            known = {name: value[i : i + size] for name, value in values.items()}
+            parts.append(self._batch(pictures[i : i + size], known, None if masks is None else masks[i : i + size], reconstructions))
         if not parts:
             raise DataError("images: expected at least one image, found none")
         return pa.concat_tables(parts)
 
-    def _batch(self, images: Tensor, values: Mapping[str, Tensor], reconstructions: bool) -> pa.Table:
-        projection = self.projector.project(images, values)
+    def rate(self, images: Tensor, values: Mapping[str, Tensor], masks: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Anomaly scores of one batch by the main detector, and the reconstructions.
+
+        Args:
+            images: float `(B, C, *S)` in [-1, 1]; what is scored is what the detectors were fitted on, images of 8 bits.
+            values: value attribute to known conditions `(B, D)` in the attribute's unit.
+            masks: what counts, bool `(B, 1, *S)`; everything when None.
+
+        Returns:
+            Scores float64 `(B,)`, higher is more abnormal, and images `(B, C, *S)`.
+        """
+        projection = self.projector.project(to_unit_range(to_uint8(images)), values, masks)
+        columns = condition_columns(self.config, values) | projection_columns(self.projector, projection)
+        fitted = self.detectors[MAIN_DETECTOR]
+        return torch.from_numpy(fitted.detector.decision_function(_matrix(columns, fitted))), projection.images
+
+    def _batch(
+        self, images: Tensor, values: Mapping[str, Tensor], masks: Tensor | None, reconstructions: bool
+    ) -> pa.Table:
+        projection = self.projector.project(images, values, masks)
         columns = condition_columns(self.config, values) | projection_columns(self.projector, projection)
         scores = {name: fitted.detector.decision_function(_matrix(columns, fitted)) for name, fitted in self.detectors.items()}
         main = scores[MAIN_DETECTOR]

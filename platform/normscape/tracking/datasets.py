@@ -61,9 +61,10 @@ def dataset_inputs(config: Config, samples: Path) -> list[DatasetInput]:
 
 def _source(config: Config) -> dict[str, Any]:
     """Where the images come from, and how they are made."""
-    settings = config.data.model_dump(mode="json", exclude={"path"})
+    settings = config.data.model_dump(mode="json", exclude={"path", "root"})
+    place = config.data.path or config.data.root
     size = {"image_size": config.image_size, "image_channels": config.image_channels, "dims": config.dims}
-    return settings | size | {"file": config.data.path.name if config.data.path else None}
+    return settings | size | {"file": place.name if place else None}
 
 
 def _digest(source: dict[str, Any], table: pa.Table) -> str:

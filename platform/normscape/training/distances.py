@@ -25,6 +25,8 @@ from normscape.training.seeding import seeded
 
 _ROWS = 64
 """Anchors compared with all images at once; keeps the table of value differences small."""
+_CANDIDATES = 100_000
+"""Images among which the nearest value is sought."""
 
 
 @dataclass(frozen=True)
@@ -93,14 +95,19 @@ def real_distances(
 
 
 def nearest_of_others(attribute: AttributeConfig, samples: SampleSet, anchor: Tensor, random: torch.Generator) -> Tensor:
-    """For each anchor `(n,)` the image of another subject with the nearest value; a random one where several are as near."""
+    """For each anchor `(n,)` the image of another subject with the nearest value; a random one where several are as near.
+
+    Of more than `_CANDIDATES` images, as many random ones are looked at: enough to find near values, and memory stays small.
+    """
     values = normalize_value(attribute, samples.values[attribute.column or ""])
+    few = len(samples) <= _CANDIDATES
+    candidates = torch.arange(len(samples)) if few else torch.randperm(len(samples), generator=random)[:_CANDIDATES]
     found = []
     for rows in anchor.split(_ROWS):
-        difference = torch.cdist(values[rows], values)
+        difference = torch.cdist(values[rows], values[candidates])
         difference += 1e-6 * torch.rand(difference.shape, generator=random)  # far less than values differ: it only breaks ties
-        own = samples.subject[rows][:, None] == samples.subject[None, :]
-        found.append(difference.masked_fill(own, torch.inf).argmin(1))
+        own = samples.subject[rows][:, None] == samples.subject[candidates][None, :]
+        found.append(candidates[difference.masked_fill(own, torch.inf).argmin(1)])
     return torch.cat(found)
 
 

@@ -1,0 +1,205 @@
+"""Anomaly maps: patch scores overlapped into a volume, and the table of its most abnormal regions (thesis II.B).
+
+Each patch of a regular grid over the brain is projected and scored; at each voxel the map is the mean score of the patches there,
+weighted by a window. Beside it, from the same projections, lie the reconstruction and the absolute residual.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor
+
+from normscape.datasets.patches import INTENSITY_RANGE_SD, PatchSource
+from normscape.inversion.volumes import Blender, patch_grid
+
+Volume = NDArray[np.float32]
+Progress = Callable[[int, int], None]
+ToScan = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+"""RAS millimetres of the atlas (N, 3) to RAS millimetres of a scan (N, 3)."""
+
+
+class PatchRater(Protocol):
+    """What scores patches: a finished system, or anything else that does."""
+
+    def rate(self, images: Tensor, values: Mapping[str, Tensor], masks: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Scores (B,), higher is more abnormal, and reconstructions (B, 1, *S) of patches (B, 1, *S) in [-1, 1]."""
+
+
+@dataclass(frozen=True)
+class ScanMaps:
+    """What came of one scan, on the atlas's grid; (Z, Y, X), 0 outside the mask and where no patch lies.
+
+    Attributes:
+        image: the scan, in [-1, 1]: 1 stands for 3 standard deviations.
+        reconstruction: its blended projection, likewise.
+        score: mean anomaly score of the patches at each voxel.
+        residual: mean absolute residual, in units of `image`.
+        covered: bool, the voxels of the brain that lie in a patch.
+        patches: how many.
+    """
+
+    image: Volume
+    reconstruction: Volume
+    score: Volume
+    residual: Volume
+    covered: NDArray[np.bool_]
+    patches: int
+
+
+def on_grid(source: PatchSource, scan: int, *, stride: int, max_background: float) -> PatchSource:
+    """The patches of a regular grid over one scan of a cohort, instead of random ones.
+
+    Args:
+        source: any patches of the cohort.
+        scan: row of the cohort.
+        stride: voxels from one patch to the next.
+        max_background: largest share of a patch outside the scan's mask.
+    """
+    centres = patch_grid(source.cohort.masks[scan], source.side, stride, max_background)
+    return replace(source, scan=np.full(len(centres), scan, np.int32), center=centres.astype(np.int16), shifts=None)
+
+
+def unit_volume(source: PatchSource, scan: int) -> Volume:
+    """A whole scan as patches see it, in [-1, 1], 0 outside the mask: (Z, Y, X)."""
+    mean, std = float(source.contrast.mean[scan]), float(source.contrast.std[scan])
+    raw = np.asarray(source.cohort.volumes[scan], np.float32)
+    z = np.clip((raw - mean) / (std * INTENSITY_RANGE_SD), -1, 1)
+    return np.where(source.cohort.masks[scan] > 0, z, 0).astype(np.float32)
+
+
+def with_image(source: PatchSource, scan: int, image: NDArray[np.floating]) -> PatchSource:
+    """The same patches cut from one changed scan; mean and deviation stay those of the scan as it was.
+
+    Args:
+        source: patches of this scan alone.
+        scan: row of the cohort.
+        image: (Z, Y, X) in [-1, 1], as `unit_volume` gives it.
+    """
+    mean, std = float(source.contrast.mean[scan]), float(source.contrast.std[scan])
+    mask = np.asarray(source.cohort.masks[scan])
+    volume = np.where(mask > 0, np.asarray(image, np.float32) * (std * INTENSITY_RANGE_SD) + mean, 0).astype(np.float32)
+    cohort = replace(
+        source.cohort, volumes=volume[None], masks=mask[None], subjects=source.cohort.subjects.slice(scan, 1)
+    )  # fmt: skip
+    contrast = replace(source.contrast, **{name: part[scan : scan + 1] for name, part in vars(source.contrast).items()})
+    return replace(source, cohort=cohort, contrast=contrast, scan=np.zeros_like(source.scan))
+
+
+def scan_maps(
+    source: PatchSource,
+    columns: Mapping[str, str],
+    rater: PatchRater,
+    *,
+    batch_size: int,
+    progress: Progress | None = None,
+) -> ScanMaps:
+    """Project and score all patches of one scan, and blend what comes out.
+
+    Args:
+        source: the patches of `on_grid`.
+        columns: value attribute to its column among the source's values.
+        rater: projects and scores.
+        batch_size: patches at once.
+        progress: told (patches done, patches in all).
+
+    Raises:
+        ValueError: there is no patch.
+    """
+    count = len(source)
+    if not count:
+        raise ValueError("no patch of this scan holds enough of the brain")
+    scan, known = int(source.scan[0]), source.values()
+    score, residual, rebuilt = (Blender(source.cohort.shape, source.side) for _ in range(3))
+    for rows in torch.arange(count).split(batch_size):
+        images, masks = source.draw(rows)[0], source.masks(rows)
+        scores, pictures = rater.rate(images, {name: known[column][rows] for name, column in columns.items()}, masks)
+        centres = source.center[rows.numpy()]
+        score.add(scores, centres)
+        rebuilt.add(pictures, centres)
+        residual.add((images - pictures.cpu()).abs(), centres)
+        if progress is not None:
+            progress(int(rows[-1]) + 1, count)
+    brain = torch.from_numpy(np.asarray(source.cohort.masks[scan]) > 0)
+    covered = brain & score.covered
+    volumes = (torch.where(covered, part.result(), 0.0).numpy() for part in (rebuilt, score, residual))
+    return ScanMaps(unit_volume(source, scan), *volumes, covered.numpy(), count)
+
+
+def usual_residual(
+    inputs: NDArray[np.uint8], rebuilt: NDArray[np.uint8], source: PatchSource, rows: NDArray[np.int64], *, smoothing_mm: float = 6.0
+) -> Volume:
+    """Mean absolute residual of normal patches at each place of the atlas, smoothed, in units of [-1, 1]: (Z, Y, X).
+
+    Args:
+        inputs: uint8 (N, 1, *S), as they were projected.
+        rebuilt: uint8 (N, 1, *S).
+        source: the patches that `rows` count.
+        rows: (N,) places in `source`.
+        smoothing_mm: standard deviation of the Gaussian that spreads what is known to where no patch lay.
+    """
+    blender = Blender(source.cohort.shape, source.side)
+    inside = np.all((source.center - source.side // 2 >= 0) & (source.center - source.side // 2 + source.side <= source.cohort.shape), 1)
+    for part in np.array_split(np.flatnonzero(inside[rows]), max(1, len(rows) // 256)):
+        if len(part):
+            difference = np.abs(inputs[part].astype(np.float32) - rebuilt[part]) / 127.5
+            places = torch.from_numpy(rows[part])
+            blender.add(torch.from_numpy(difference), source.center[rows[part]], source.masks(places))
+    return blender.smooth_result(smoothing_mm / source.cohort.spacing_mm).numpy()
+
+
+REGION_SCHEMA = pa.schema(
+    [("volume_ml", pa.float64()), ("peak_score", pa.float64()), ("mean_score", pa.float64())]
+    + [(f"{what}_{axis}_mm", pa.float64()) for what in ("atlas", "atlas_peak", "scan", "scan_peak") for axis in "xyz"]
+)
+"""Columns of a table of regions: millimetres are RAS; `atlas` is the region's centre, weighted by the score, in the atlas's space,
+`atlas_peak` its highest voxel; `scan` and `scan_peak` the same in the scan's own space, null when that is not known."""
+
+
+def regions(
+    score: NDArray[np.floating],
+    threshold: float,
+    spacing_mm: float,
+    affine: NDArray[np.float64],
+    *,
+    to_scan: ToScan | None = None,
+    least_ml: float = 0.0,
+) -> pa.Table:
+    """The connected parts of a map above a threshold, the highest peak first.
+
+    Args:
+        score: (Z, Y, X).
+        threshold: voxels above it belong to a region; voxels that touch by a corner are connected.
+        spacing_mm: side of a voxel.
+        affine: (4, 4), index (z, y, x, 1) to RAS millimetres of the atlas.
+        to_scan: brings points into the scan's own space.
+        least_ml: smaller regions are left out.
+
+    Returns:
+        A table of `REGION_SCHEMA`.
+    """
+    labels, count = ndimage.label(score > threshold, structure=np.ones((3, 3, 3)))
+    numbers = np.arange(1, count + 1)
+    if not count:
+        return REGION_SCHEMA.empty_table()
+    volume = ndimage.sum_labels(np.ones_like(labels), labels, numbers) * spacing_mm**3 / 1000.0
+    peak = ndimage.maximum(score, labels, numbers)
+    above = np.asarray(score, np.float64) - threshold
+    centre, top = (np.array(found, np.float64) for found in (
+        ndimage.center_of_mass(above, labels, numbers), ndimage.maximum_position(score, labels, numbers)
+    ))  # fmt: skip
+    places = {"atlas": centre @ affine[:3, :3].T + affine[:3, 3], "atlas_peak": top @ affine[:3, :3].T + affine[:3, 3]}
+    if to_scan is not None:
+        places |= {"scan": to_scan(places["atlas"]), "scan_peak": to_scan(places["atlas_peak"])}
+    columns = {"volume_ml": volume, "peak_score": peak, "mean_score": ndimage.mean(score, labels, numbers)}
+    columns |= {f"{what}_{axis}_mm": found[:, i] for what, found in places.items() for i, axis in enumerate("xyz")}
+    order = [i for i in np.argsort(-peak, kind="stable") if volume[i] >= least_ml]
+    filled = {name: columns[name][order] if name in columns else pa.nulls(len(order), pa.float64()) for name in REGION_SCHEMA.names}
+    return pa.table(filled, schema=REGION_SCHEMA)
