@@ -60,9 +60,10 @@ class RayTasks:
 @ray.remote(num_cpus=1, max_retries=DEATHS)
 def _prepare(scan: Scan, settings: PreprocessingSettings, atlas: Atlas, folder: Path) -> PreparedScan | tuple[str, str]:
     """One scan; an error that a person can fix comes back as its kind and text: Ray would wrap it in stack traces."""
-    import torch
+    if settings.strip in ("deepbet", "hdbet"):  # the others need no torch, which takes seconds to import
+        import torch
 
-    torch.set_num_threads(1)  # as many as the CPUs that the task asks for
+        torch.set_num_threads(1)  # as many as the CPUs that the task asks for
     try:
         return prepare_one(scan, settings, atlas, folder)
     except UserError as error:

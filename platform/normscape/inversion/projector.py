@@ -186,8 +186,8 @@ class Projector:
 
         - `l1`, `l2`: mean absolute and squared difference; `top1`: mean of the worst 1 % of the places; `local`: the worst
           neighbourhood of an eighth of the side.
-        - `patch8`, `patch4`: the worst neighbourhood of an eighth and a quarter of the side, where differences of opposite sign
-          cancel: a shifted edge leaves little, a foreign patch all of it.
+        - `patch8`, `patch5`, `patch4`: the worst neighbourhood of an eighth, a fifth and a quarter of the side, where differences of
+          opposite sign cancel: a shifted edge leaves little, a foreign patch all of it.
         - `peak8`: `patch8` against the mean over all neighbourhoods: how local the difference is, whatever its size.
         - `ssim`: 1 - SSIM; in 3D, and where it is the loss.
         - `feature<i>`: of the perceptual features; `discriminator<i>`: of the discriminator's, from fine to coarse: the mean over
@@ -209,7 +209,7 @@ class Projector:
         rebuilt = within(rebuilt, images, mask)
         signed = images - rebuilt
         difference = signed.abs().mean(1, keepdim=True)
-        eighth, quarter = max(2, images.shape[-1] // 8), max(2, images.shape[-1] // 4)
+        eighth, fifth, quarter = (max(2, images.shape[-1] // part) for part in (8, 5, 4))
         inside = None if mask is None else mask.flatten(1)
         patch8, share8 = neighbourhoods(signed, eighth, mask)
         peak8 = worst(patch8, share8)
@@ -219,6 +219,7 @@ class Projector:
             "top1": worst_share(difference.flatten(1), inside, 1),
             "local": worst(*neighbourhoods(difference, eighth, mask)),
             "patch8": peak8,
+            "patch5": worst(*neighbourhoods(signed, fifth, mask)),
             "patch4": worst(*neighbourhoods(signed, quarter, mask)),
             "peak8": peak8 / (weighted_mean(patch8, share8) + 1e-6),
         }

@@ -63,7 +63,7 @@ def resampled(mask: Tensor | None, sides: Sequence[int]) -> Tensor | None:
 
 
 def neighbourhoods(difference: Tensor, side: int, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-    """Absolute mean over every neighbourhood of this side, averaged over the channels.
+    """Mean over every neighbourhood of this side: its length over the channels (RMS), so that a foreign colour counts whole.
 
     Args:
         difference: `(B, C, *S)`, zero outside of the mask.
@@ -74,7 +74,7 @@ def neighbourhoods(difference: Tensor, side: int, mask: Tensor | None = None) ->
         Means over what lies under the mask, and the share of it, `(B, places)` each.
     """
     pool = F.avg_pool2d if difference.ndim == 4 else F.avg_pool3d
-    means = pool(difference, kernel_size=side, stride=1).abs().mean(1).flatten(1)
+    means = pool(difference, kernel_size=side, stride=1).square().mean(1).sqrt().flatten(1)
     if mask is None:
         return means, None
     share = pool(mask.float(), kernel_size=side, stride=1).flatten(1)

@@ -29,7 +29,11 @@ WORST = 6
 """Images of each kind of mistake."""
 GRIDS = 6
 """Sample grids over training."""
-BLOT_FACTS = {"blot_contrast": ("blot contrast", ""), "blot_radius_px": ("blot radius", "px")}
+BLOT_FACTS = {
+    "blot_contrast": ("blot contrast", ""),
+    "blot_radius_px": ("blot radius", "px"),
+    "blot_radius_mm": ("blot radius", "mm"),
+}
 """Column -> (name, unit) of what is told about a blot."""
 
 
@@ -94,7 +98,7 @@ def _content(source: Source) -> dict[str, Any]:
     text = dump_yaml(config)
     return {
         "config": config,
-        "data_name": DATA_NAMES.get(config.data.source, config.data.source),
+        "data_name": DATA_NAMES.get(config.data.source) or source.json("prepare", "split.json").get("cohort", config.data.source),
         "compared": tables.reference(source),
         "digest": config_digest(config),
         "versions": [v for v in versions if v != normscape.__version__],

@@ -26,7 +26,7 @@ from normscape.report.words import number, title
 
 PICTURES = 1000
 """At most so many scans are shown; the worst come first."""
-SIDE = 160
+SIDE = 200
 """Pixels of the longest side of a slice."""
 MASK_COLOUR, ATLAS_COLOUR = (240, 136, 62), (90, 180, 232)
 """Outlines of the scan's brain mask and of the atlas's."""

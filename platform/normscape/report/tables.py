@@ -88,9 +88,9 @@ def _controller_headline(source: Source, attribute: AttributeConfig) -> Headline
 
 
 def _errors(part: Table) -> np.ndarray:
-    """Absolute errors (N,) of a controllability table; of vectors the mean over components."""
+    """Absolute errors (N,) of a controllability table; of vectors the distance."""
     asked, read = (np.stack([np.atleast_1d(v) for v in part[n]]).astype(float) for n in ("asked", "read"))
-    return np.abs(asked - read).mean(axis=1)
+    return np.linalg.norm(asked - read, axis=1)
 
 
 # -------------------------------------------------------------------- what was run
@@ -185,7 +185,11 @@ def value_errors(source: Source) -> Grid | None:
         unit = units.get(name, "")
         compared = "–" if theirs is None else with_unit(theirs, unit)
         lines.append([title(str(name)), str(split), with_unit(float(error), unit, 2), compared])
-    return Grid(["Network", "Split", "Mean absolute error", "thesis"], lines, "Errors of the value networks", thesis=(3,))
+    note = "Of a vector, the mean distance." if any(a.output_dim > 1 for a in source.config.value_attributes) else ""
+    voxels = table.get("voxels")
+    if voxels is not None and np.isfinite(voxels.astype(float)).any():
+        note += f" A voxel has {source.config.data.spacing_mm:g} mm."
+    return Grid(["Network", "Split", "Mean absolute error", "thesis"], lines, "Errors of the value networks", note, thesis=(3,))
 
 
 def controllers(source: Source) -> Grid | None:

@@ -64,7 +64,7 @@ def on_grid(source: PatchSource, scan: int, *, stride: int, max_background: floa
         max_background: largest share of a patch outside the scan's mask.
     """
     centres = patch_grid(source.cohort.masks[scan], source.side, stride, max_background)
-    return replace(source, scan=np.full(len(centres), scan, np.int32), center=centres.astype(np.int16), shifts=None)
+    return replace(source, scan=np.full(len(centres), scan, np.int32), center=centres.astype(np.int16))
 
 
 def unit_volume(source: PatchSource, scan: int) -> Volume:
@@ -134,7 +134,12 @@ def scan_maps(
 
 
 def usual_residual(
-    inputs: NDArray[np.uint8], rebuilt: NDArray[np.uint8], source: PatchSource, rows: NDArray[np.int64], *, smoothing_mm: float = 6.0
+    inputs: NDArray[np.uint8],
+    rebuilt: NDArray[np.uint8],
+    source: PatchSource,
+    rows: NDArray[np.int64],
+    *,
+    smoothing_mm: float = 6.0,
 ) -> Volume:
     """Mean absolute residual of normal patches at each place of the atlas, smoothed, in units of [-1, 1]: (Z, Y, X).
 
@@ -146,7 +151,9 @@ def usual_residual(
         smoothing_mm: standard deviation of the Gaussian that spreads what is known to where no patch lay.
     """
     blender = Blender(source.cohort.shape, source.side)
-    inside = np.all((source.center - source.side // 2 >= 0) & (source.center - source.side // 2 + source.side <= source.cohort.shape), 1)
+    inside = np.all(
+        (source.center - source.side // 2 >= 0) & (source.center - source.side // 2 + source.side <= source.cohort.shape), 1
+    )
     for part in np.array_split(np.flatnonzero(inside[rows]), max(1, len(rows) // 256)):
         if len(part):
             difference = np.abs(inputs[part].astype(np.float32) - rebuilt[part]) / 127.5
@@ -159,8 +166,8 @@ REGION_SCHEMA = pa.schema(
     [("volume_ml", pa.float64()), ("peak_score", pa.float64()), ("mean_score", pa.float64())]
     + [(f"{what}_{axis}_mm", pa.float64()) for what in ("atlas", "atlas_peak", "scan", "scan_peak") for axis in "xyz"]
 )
-"""Columns of a table of regions: millimetres are RAS; `atlas` is the region's centre, weighted by the score, in the atlas's space,
-`atlas_peak` its highest voxel; `scan` and `scan_peak` the same in the scan's own space, null when that is not known."""
+"""Columns of a table of regions: millimetres are RAS; `atlas` is the region's centre, weighted by the score, in the space of the
+atlas, `atlas_peak` its highest voxel; `scan` and `scan_peak` the same in the scan's own space, null when that is not known."""
 
 
 def regions(
@@ -201,5 +208,7 @@ def regions(
     columns = {"volume_ml": volume, "peak_score": peak, "mean_score": ndimage.mean(score, labels, numbers)}
     columns |= {f"{what}_{axis}_mm": found[:, i] for what, found in places.items() for i, axis in enumerate("xyz")}
     order = [i for i in np.argsort(-peak, kind="stable") if volume[i] >= least_ml]
-    filled = {name: columns[name][order] if name in columns else pa.nulls(len(order), pa.float64()) for name in REGION_SCHEMA.names}
+    filled = {
+        name: columns[name][order] if name in columns else pa.nulls(len(order), pa.float64()) for name in REGION_SCHEMA.names
+    }
     return pa.table(filled, schema=REGION_SCHEMA)

@@ -121,7 +121,7 @@ STAGES: tuple[Stage, ...] = (
         "project",
         ("projection",),
         ("prepare", "auxiliary", "gan", "controllers", "latents"),
-        version=2,
+        version=3,
         module="normscape.stages.project",
     ),
     Stage("score", ("scoring",), ("project",), version=2, module="normscape.stages.score"),

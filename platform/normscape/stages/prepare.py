@@ -4,7 +4,7 @@ Writes:
 
 - `samples.parquet`, one row an image: sample_id (int64, position in the data set), subject (text), subject_index (int64), split
   (train | test | unused), and the value columns in natural units (`angle_degrees`; `position_mm` is a list x, y, z);
-- `split.json`: the seed, how many samples there are, and the subjects of each split;
+- `split.json`: the seed, how many samples there are, the subjects of each split, and of a brain the cohort's name;
 - of a brain also `patches.parquet` and `contrast.parquet` (see `normscape.datasets.patches`).
 
 The images themselves stay where they come from (the cache of rendered chairs, the RC-49 file, the volumes of a prepared cohort);
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -53,7 +54,14 @@ def run(context: StageContext) -> dict[str, float]:
     of_sample = code[samples.subject.numpy()]
     _write_samples(context.folder / "samples.parquet", samples, of_sample)
     names = {name: [s for s, c in zip(samples.subjects, code, strict=True) if SPLITS[c] == name] for name in SPLITS}
-    described = {"seed": config.seed, "source": config.data.source, "samples": len(samples), "subjects": list(samples.subjects)}
+    described: dict[str, Any] = {
+        "seed": config.seed,
+        "source": config.data.source,
+        "samples": len(samples),
+        "subjects": list(samples.subjects),
+    }
+    if isinstance(samples.images, PatchSource):
+        described["cohort"] = samples.images.cohort.name
     write_json(context.folder / "split.json", described | names)
     metrics = {f"{name}_subjects": float(len(names[name])) for name in SPLITS}
     return metrics | {f"{name}_samples": float((of_sample == i).sum()) for i, name in enumerate(SPLITS)}

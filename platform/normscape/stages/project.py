@@ -3,7 +3,8 @@
 Half of each split's images carry a blot. Writes, row by row alike:
 
 - `projections.parquet`: sample_id, subject, split, label (0 normal, 1 anomalous), the value columns in their units,
-  `length/<sub-space>/<resolution>` (whitened length r), `residual_*`, blot_radius_px (or blot_radius_mm), blot_contrast (null where normal),
+  `length/<sub-space>/<resolution>` (whitened length r), `residual_*`, blot_radius_px (in a brain blot_radius_mm), blot_contrast
+  (null where normal),
   `coordinates/<sub-space>` (whitened coordinates, resolutions one after the other);
 - `inputs.npy`, `reconstructions.npy`: uint8 (N, C, *S);
 

@@ -154,7 +154,9 @@ class ScoredSystem:
         parts = []
         for i in range(0, len(pictures), size):
             known = {name: value[i : i + size] for name, value in values.items()}
-            parts.append(self._batch(pictures[i : i + size], known, None if masks is None else masks[i : i + size], reconstructions))
+            parts.append(
+                self._batch(pictures[i : i + size], known, None if masks is None else masks[i : i + size], reconstructions)
+            )
         if not parts:
             raise DataError("images: expected at least one image, found none")
         return pa.concat_tables(parts)
@@ -175,9 +177,7 @@ class ScoredSystem:
         fitted = self.detectors[MAIN_DETECTOR]
         return torch.from_numpy(fitted.detector.decision_function(_matrix(columns, fitted))), projection.images
 
-    def _batch(
-        self, images: Tensor, values: Mapping[str, Tensor], masks: Tensor | None, reconstructions: bool
-    ) -> pa.Table:
+    def _batch(self, images: Tensor, values: Mapping[str, Tensor], masks: Tensor | None, reconstructions: bool) -> pa.Table:
         projection = self.projector.project(images, values, masks)
         columns = condition_columns(self.config, values) | projection_columns(self.projector, projection)
         scores = {name: fitted.detector.decision_function(_matrix(columns, fitted)) for name, fitted in self.detectors.items()}

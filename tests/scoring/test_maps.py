@@ -1,0 +1,116 @@
+"""Maps lie where the patches lay, regions stand where the map is high, and usual residuals are means over patches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from normscape.config import DataConfig
+from normscape.datasets.patches import PatchSource, open_patches
+from normscape.datasets.prepared import PreparedCohort
+from normscape.scoring.maps import REGION_SCHEMA, on_grid, regions, scan_maps, unit_volume, usual_residual, with_image
+
+COLUMNS = {"age": "age_years", "position": "position_mm"}
+SIDE = 8
+
+
+class Brightness:
+    """Rates a patch by its mean intensity, and rebuilds it half as bright; keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.values: list[Mapping[str, Tensor]] = []
+
+    def rate(self, images: Tensor, values: Mapping[str, Tensor], masks: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Mean intensity under the mask."""
+        assert masks is not None
+        self.values.append(values)
+        return (images * masks).sum((1, 2, 3, 4)) / masks.sum((1, 2, 3, 4)), images / 2
+
+
+@pytest.fixture
+def source(prepared_cohort: Callable[..., PreparedCohort]) -> PatchSource:
+    """Patches of the toy cohort."""
+    return open_patches(DataConfig(source="brain", patches_per_subject=16), SIDE, cohort=prepared_cohort(), seed=0)
+
+
+def test_maps_of_a_scan(source: PatchSource) -> None:
+    """Reconstruction and residual are what the rater makes of each voxel; ages and positions are those of the scan's patches."""
+    rater, grid = Brightness(), on_grid(source, 3, stride=3, max_background=0.5)
+    maps = scan_maps(grid, COLUMNS, rater, batch_size=7)
+    image = unit_volume(source, 3)
+    assert maps.patches == len(grid) == sum(len(v["age"]) for v in rater.values)
+    np.testing.assert_allclose(maps.reconstruction[maps.covered], image[maps.covered] / 2, atol=1e-6)
+    np.testing.assert_allclose(maps.residual[maps.covered], np.abs(image[maps.covered]) / 2, atol=1e-6)
+    assert maps.covered[source.cohort.masks[3] > 0].mean() > 0.9
+    for volume in (maps.score, maps.residual, maps.reconstruction):
+        assert (volume[~maps.covered] == 0).all()
+    ages = torch.cat([v["age"] for v in rater.values])
+    assert ages.unique().tolist() == [source.cohort.subjects["age_years"][3].as_py()]
+    positions = torch.cat([v["position"] for v in rater.values])
+    assert len(positions.unique(dim=0)) == len(grid)
+    again = scan_maps(grid, COLUMNS, Brightness(), batch_size=100)
+    np.testing.assert_allclose(again.score, maps.score, atol=1e-6)
+
+
+def test_a_changed_scan_is_seen_where_it_changed(source: PatchSource) -> None:
+    """The score rises where a block was made brighter, the rest keeps the numbers of the scan as it was."""
+    grid = on_grid(source, 3, stride=2, max_background=0.5)
+    before = scan_maps(grid, COLUMNS, Brightness(), batch_size=64)
+    image = unit_volume(source, 3)
+    changed = image.copy()
+    changed[13:19, 11:17, 9:15] = 1.0
+    after = scan_maps(with_image(grid, 3, changed), COLUMNS, Brightness(), batch_size=64)
+    difference = after.score - before.score
+    assert difference[15, 13, 11] > 0.1
+    assert np.abs(difference[:, :3]).max() < 1e-6
+    top = np.unravel_index(difference.argmax(), difference.shape)
+    assert np.abs(np.array(top) - (15.5, 13.5, 11.5)).max() <= 2.5
+
+
+def test_no_patch_is_an_error(source: PatchSource) -> None:
+    """A brain in which no patch is full enough has no map."""
+    empty = on_grid(source, 3, stride=3, max_background=0.0)
+    empty = PatchSource(**{**vars(empty), "scan": empty.scan[:0], "center": empty.center[:0]})
+    with pytest.raises(ValueError, match="no patch"):
+        scan_maps(empty, COLUMNS, Brightness(), batch_size=4)
+
+
+AFFINE = np.array([[0, 0, -2.0, 30], [0, 2.0, 0, -40], [2.0, 0, 0, -20], [0, 0, 0, 1]])
+
+
+def test_regions_are_the_parts_above_the_threshold() -> None:
+    """Two blocks and a speck: volumes, peaks and centres of each, the highest first; coordinates in millimetres x, y, z."""
+    score = np.zeros((10, 12, 14), np.float32)
+    score[2:4, 3:5, 6:8] = 0.7
+    score[3, 4, 7] = 0.8
+    score[6:9, 8:11, 1:4] = 0.9
+    score[0, 0, 0] = 0.6
+    table = regions(score, 0.5, 2.0, AFFINE, to_scan=lambda points: points + 100.0, least_ml=0.01)
+    assert table.schema == REGION_SCHEMA
+    large, small = table.to_pylist()
+    assert large["volume_ml"] == pytest.approx(27 * 8 / 1000)
+    assert large["peak_score"] == large["mean_score"] == pytest.approx(0.9)
+    assert [large[f"atlas_{axis}_mm"] for axis in "xyz"] == pytest.approx([30 - 2 * 2, -40 + 2 * 9, -20 + 2 * 7])
+    assert [large[f"scan_{axis}_mm"] for axis in "xyz"] == pytest.approx([126, 78, 94])
+    assert small["peak_score"] == pytest.approx(0.8)
+    assert [small[f"atlas_peak_{axis}_mm"] for axis in "xyz"] == pytest.approx([30 - 14, -40 + 8, -20 + 6])
+    assert 2.5 < (small["atlas_z_mm"] + 20) / 2 < 3  # drawn towards the higher voxel
+    assert len(regions(score, 0.5, 2.0, AFFINE)) == 3
+    assert regions(score, 0.5, 2.0, AFFINE)["scan_x_mm"].null_count == 3
+    assert len(regions(score, 0.95, 2.0, AFFINE)) == 0
+
+
+def test_the_usual_residual_is_a_mean_over_normal_patches(source: PatchSource) -> None:
+    """Patches that are 20 grey levels off everywhere under the mask give that residual all over the brain."""
+    rows = np.arange(0, len(source), 2)
+    inputs = np.full((len(rows), 1, SIDE, SIDE, SIDE), 100, np.uint8)
+    rebuilt = inputs + np.where(np.arange(len(rows)) % 2, 10, 30).astype(np.uint8)[:, None, None, None, None]
+    usual = usual_residual(inputs, rebuilt, source, rows, smoothing_mm=12.0)
+    brain = source.cohort.atlas_mask > 0
+    assert usual.shape == source.cohort.shape
+    assert 10 / 127.5 <= usual[brain].min() <= usual[brain].max() <= 30 / 127.5
+    assert usual[brain].mean() == pytest.approx(20 / 127.5, rel=0.15)

@@ -1,0 +1,101 @@
+"""The stage of whole brains, on a small cohort with random networks: what it writes, that it goes on, and for whom it exists."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from normscape.benchmark.untrained import untrained_inputs
+from normscape.config import Config
+from normscape.datasets.prepared import PreparedCohort
+from normscape.stages import brains, project, score
+from normscape.stages.core import STAGES, StageContext, stage_keys
+from normscape.training.recorder import SilentRecorder
+
+CPU = torch.device("cpu")
+SETTINGS: dict[str, Any] = {"stride": 6, "identities": 2, "ages": [30, 70], "scans": 1, "steps": 2, "batch_size": 16}
+
+
+@pytest.fixture
+def context(
+    tmp_path: Path, prepared_cohort: Callable[..., PreparedCohort], toy_brain_config: Callable[..., Config]
+) -> StageContext:
+    """Everything before the stage: random networks, real projections and detectors."""
+    config = toy_brain_config(
+        data={"root": str(prepared_cohort().folder), "patches_per_subject": 32},
+        projection={"train_samples": 32, "test_samples": 16, "steps": 2, "batch_size": 16},
+        scoring={"max_depth": [3], "n_estimators": [10], "folds": 2, "bootstrap_samples": 20},
+        brains=SETTINGS,
+    )
+    inputs = untrained_inputs(config, tmp_path / "inputs")
+    for stage in (project, score):
+        name = stage.__name__.rpartition(".")[2]
+        inputs[name] = tmp_path / "inputs" / name
+        inputs[name].mkdir()
+        stage.run(StageContext(config, inputs[name], inputs, CPU, SilentRecorder()))
+    (tmp_path / "brains").mkdir()
+    return StageContext(config, tmp_path / "brains", inputs, CPU, SilentRecorder())
+
+
+def test_what_the_stage_writes(context: StageContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Volumes on the cohort's grid, tables and pictures that agree with one another; cut off, it goes on after the last map."""
+    import nibabel as nib
+
+    calls: list[str] = []
+    made = brains.scan_maps
+
+    def breaks(source: Any, *arguments: Any, **options: Any) -> Any:
+        calls.append("map")
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return made(source, *arguments, **options)
+
+    monkeypatch.setattr(brains, "scan_maps", breaks)
+    with pytest.raises(KeyboardInterrupt):
+        brains.run(context)
+    metrics = brains.run(context)
+    assert len(calls) == 3  # the first map was not made again
+    folder = context.folder
+    table = pq.read_table(folder / "maps.parquet").to_pylist()
+    assert [(row["name"], row["blot"]) for row in table] == [("scan-1", 0), ("scan-1_blot", 1)]
+    assert metrics["maps"] == 2
+    cohort = PreparedCohort.open(Path(str(context.config.data.root)))
+    for row in table:
+        parts = {name: nib.load(folder / "maps" / f"{row['name']}_{name}.nii.gz") for name in ("scan", "score", "residual_ratio")}
+        values = {name: np.asarray(image.dataobj).transpose(2, 1, 0) for name, image in parts.items()}
+        assert values["score"].shape == cohort.shape
+        assert values["score"].max() == pytest.approx(row["peak_score"], abs=1e-4)
+        assert 0 <= values["score"].min() <= values["score"].max() <= 1
+        np.testing.assert_allclose(parts["scan"].affine @ [1, 2, 3, 1], [*cohort.world(np.array([3.0, 2.0, 1.0])), 1])
+        assert (values["residual_ratio"] >= 0).all()
+    scans = [nib.load(folder / "maps" / f"{row['name']}_scan.nii.gz").get_fdata().transpose(2, 1, 0) for row in table]
+    changed = np.argwhere(np.abs(scans[0] - scans[1]) > 1e-3)
+    place = np.array([table[1][f"blot_{axis}_mm"] for axis in "xyz"])
+    assert np.linalg.norm(cohort.world(changed.mean(0)) - place) < 4.0
+    generated = np.load(folder / "generated.npy")
+    assert generated.shape[:3] == (2, 2, 1)
+    assert generated.dtype == np.uint8
+    made_brains = [nib.load(path).get_fdata() for path in (folder / "generated").glob("identity-*_age-*.nii.gz")]
+    assert len(made_brains) == 4
+    assert 0 < max(np.abs(brain).max() for brain in made_brains) <= 3
+    pictures = np.load(folder / "maps.npy")
+    assert pictures.shape[:3] == (2, 5, 1)
+    assert (pictures[0, 0] != pictures[1, 0]).any()
+    assert not list((folder / "maps").glob("*.npz"))
+    regions = pq.read_table(folder / "regions.parquet")
+    assert set(regions["name"].to_pylist()) <= {"scan-1", "scan-1_blot"}
+
+
+def test_only_brains_have_the_stage(toy_config: Callable[..., Config], toy_brain_config: Callable[..., Config]) -> None:
+    """Chairs know nothing of it: no key, and nothing that it reads changes another stage of theirs."""
+    assert "brains" not in stage_keys(toy_config())
+    assert stage_keys(toy_config(brains={"stride": 4})) == stage_keys(toy_config())
+    keys, other = stage_keys(toy_brain_config()), stage_keys(toy_brain_config(brains={"stride": 4}))
+    assert [name for name in keys if keys[name] != other[name]] == ["brains", "report"]
+    assert list(keys) == [stage.name for stage in STAGES]
