@@ -100,3 +100,30 @@ def test_numbers_are_finite(value: float) -> None:
     data["gan"] = {**data["gan"], "learning_rate": value}  # type: ignore[dict-item]
     with pytest.raises(ValidationError, match="finite"):
         Config.model_validate(data)
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "brain").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_brain_configuration_has_the_numbers_of_table_2(path: Path) -> None:
+    config = load_config(path)
+    assert config.dims == 3
+    found = {a.name: (a.latent_dim, a.tau_same, a.tau_different, a.distance, a.output_dim) for a in config.attributes}
+    assert found == {
+        "identity": (64, 0.05, 0.45, "euclidean", 128),
+        "age": (32, 0.02, 0.18, "l1", 1),
+        "position": (128, 0.02, 0.22, "l1", 3),
+    }
+    assert config.other_dim == 32
+    assert config.image_size * config.data.spacing_mm == 32.0  # the same physical size of a patch everywhere
+
+
+def test_brain_paper_is_literal() -> None:
+    """The numbers of section III.B."""
+    config = load_config(CONFIGS / "brain" / "paper.yaml")
+    assert config.generator.channels == (32, 64, 128, 256)
+    assert config.discriminator.channels == (64, 128, 256, 256)
+    assert (config.gan.steps, config.gan.batch_size, config.gan.reconstruction_weight) == (100_000, 32, 0.0)
+    assert [a.auxiliary.epochs for a in config.attributes] == [30, 40, 40]
+    assert (config.data.train_subjects, config.data.test_subjects) == (300, 263)
+    assert (config.projection.train_samples, config.projection.test_samples) == (2000, 1000)
+    assert (config.projection.perceptual, config.projection.pixel_loss, config.projection.radius) == ("ssim", "l2", 3.0)
+    assert (config.data.contrast_augmentation, config.data.background, config.data.max_background) == ("pca", "noise", 0.5)

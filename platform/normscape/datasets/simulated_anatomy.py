@@ -48,8 +48,8 @@ CORTEX_MM, THINNING_RATE, DONOR_AGE_YEARS = 2.5, 0.005, 30.0
 brains of the asset are taken to have."""
 THINNING_SCATTER_MM = 0.15
 CONTRAST_LOSS = 0.002
-"""Share of the contrast between grey and white matter that is lost a year. That it falls: Salat et al. 2009 (NeuroImage 48, 21); the
-rate is a choice, small enough that age cannot be read off it among scanners that differ more."""
+"""Share of the contrast between grey and white matter that is lost a year. That it falls: Salat et al. 2009 (NeuroImage 48,
+21); the rate is a choice, small enough that age cannot be read off it among scanners that differ more."""
 
 SHAPE_SIZES = ((5.0, 2.2), (2.2, 1.3), (1.3, 0.6))
 """Random shape: smoothing width in nodes of the control grid (4.5 mm) and standard deviation in mm, of lobes, gyri and folds."""

@@ -101,8 +101,9 @@ def prepare_scan(scan: Scan, settings: PreprocessingSettings, atlas: Atlas, fold
     if done is not None:
         return done
     began = time.perf_counter()
-    shutil.rmtree(own, ignore_errors=True)
-    own.mkdir(parents=True)
+    with _during("write"):
+        shutil.rmtree(own, ignore_errors=True)
+        own.mkdir(parents=True)
     measured: dict[str, float] = {}
     flags: tuple[str, ...] = ()
     step, reason = "", ""

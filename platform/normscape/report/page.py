@@ -15,7 +15,7 @@ import numpy as np
 import normscape
 from normscape.config import Config
 from normscape.configio import config_digest, dump_yaml
-from normscape.report import detection, pictures, plots, tables
+from normscape.report import brains, detection, pictures, plots, tables
 from normscape.report.source import Source, rows
 from normscape.report.thesis import DATA_NAMES
 from normscape.report.words import detector_name, duration, number, with_unit
@@ -67,7 +67,7 @@ def build_page(
     """
     source = Source(config, folders)
     shown: dict[str, list[plots.Shown]] = {}
-    plan = list(plots.plots(source))
+    plan = [*plots.plots(source), *brains.plots(source)]
     for done, plot in enumerate(plan, start=1):
         shown.setdefault(plot.section, []).append(plots.render(plot, out / "figures"))
         if progress:
@@ -108,7 +108,7 @@ def _content(source: Source) -> dict[str, Any]:
         "finished": max((str(m.get("finished", "")) for m in manifests.values()), default=""),
         "total": duration(sum(float(m.get("seconds", 0.0)) for m in manifests.values())) if manifests else "",
         "subjects": tables.subjects(source),
-        "headlines": detection.headlines(source) + tables.headlines(source),
+        "headlines": detection.headlines(source) + brains.headlines(source) + tables.headlines(source),
         "tables": {
             "stages": tables.stages(source),
             "parameters": tables.parameters(source),
@@ -123,6 +123,7 @@ def _content(source: Source) -> dict[str, Any]:
         "slider": _slider(source),
         "samples": _samples(source),
         "mistakes": _mistakes(source),
+        "brains": brains.content(source),
         "yaml": text,
         "yaml_uri": plots.data_uri(text.encode(), "text/yaml"),
     }

@@ -85,7 +85,7 @@ def with_image(source: PatchSource, scan: int, image: NDArray[np.floating]) -> P
     """
     mean, std = float(source.contrast.mean[scan]), float(source.contrast.std[scan])
     mask = np.asarray(source.cohort.masks[scan])
-    volume = np.where(mask > 0, np.asarray(image, np.float32) * (std * INTENSITY_RANGE_SD) + mean, 0).astype(np.float32)
+    volume = np.where(mask > 0, np.asarray(image, np.float32) * (std * INTENSITY_RANGE_SD) + mean, 0).astype(np.float16)
     cohort = replace(
         source.cohort, volumes=volume[None], masks=mask[None], subjects=source.cohort.subjects.slice(scan, 1)
     )  # fmt: skip
@@ -129,8 +129,8 @@ def scan_maps(
             progress(int(rows[-1]) + 1, count)
     brain = torch.from_numpy(np.asarray(source.cohort.masks[scan]) > 0)
     covered = brain & score.covered
-    volumes = (torch.where(covered, part.result(), 0.0).numpy() for part in (rebuilt, score, residual))
-    return ScanMaps(unit_volume(source, scan), *volumes, covered.numpy(), count)
+    volumes = [torch.where(covered, part.result(), 0.0).numpy() for part in (rebuilt, score, residual)]
+    return ScanMaps(unit_volume(source, scan), volumes[0], volumes[1], volumes[2], covered.numpy(), count)
 
 
 def usual_residual(

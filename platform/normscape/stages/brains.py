@@ -45,7 +45,7 @@ from normscape.stages.core import StageContext
 from normscape.stages.files import read_json, write_json
 from normscape.stages.prepare import open_prepared
 from normscape.stages.shards import written_aside
-from normscape.stages.system import ScoredSystem
+from normscape.stages.system import ScoredSystem, projecting_with
 from normscape.training.seeding import seeded
 
 SHOWN_IDENTITIES = 3
@@ -111,13 +111,6 @@ def run(context: StageContext) -> dict[str, float]:
     return metrics | _mapped(work)
 
 
-def projecting_with(config: Config, steps: int | None) -> Config:
-    """The same experiment with another number of projection steps; unchanged when None."""
-    if steps is None:
-        return config
-    return config.model_copy(update={"projection": config.projection.model_copy(update={"steps": steps})})
-
-
 # ---- generated brains --------------------------------------------------------------------------------------------------
 
 
@@ -138,7 +131,7 @@ def _generated(work: _Work) -> dict[str, float]:
         grid = _at(work.source, centres)
         latents = draw_latents(settings.identities, generator, seeded(config.seed, "brains"))
         volumes = np.empty((settings.identities, len(settings.ages)))
-        shown: list[list[NDArray[np.uint8]]] = []
+        shown: list[list[NDArray[Any]]] = []
         for i, z in enumerate(latents):
             pictures = []
             for j, age in enumerate(settings.ages):
@@ -194,7 +187,7 @@ def _change(volumes: NDArray[np.float64], config: Config) -> dict[str, float]:
 
 def _middle_panel(
     work: _Work, brain: NDArray[np.floating], mask: NDArray[np.bool_], region: NDArray[np.bool_] | None
-) -> NDArray[np.generic]:
+) -> NDArray[Any]:
     """Axial and coronal slice through the ventricles."""
     atlas_mask = work.source.cohort.atlas_mask
     where = atlas_mask if region is None else region

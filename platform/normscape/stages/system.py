@@ -22,6 +22,7 @@ from torch import Tensor
 
 from normscape.config import AttributeConfig, Config
 from normscape.configio import dump_yaml, load_config
+from normscape.datasets.prepared import COHORT_NAME
 from normscape.datasets.samples import to_uint8, to_unit_range
 from normscape.errors import CheckpointError, DataError, UserError
 from normscape.inversion.projector import Projection, Projector
@@ -86,18 +87,24 @@ class ScoredSystem:
         return cls(config, load_projector(config, folders, device), load_detectors(folders["score"]))
 
     @classmethod
-    def from_run(cls, run_folder: Path, device: torch.device | None = None) -> ScoredSystem:
+    def from_run(cls, run_folder: Path, device: torch.device | None = None, *, steps: int | None = None) -> ScoredSystem:
         """The system of a finished run, under the configuration that the run folder holds.
+
+        Args:
+            run_folder: `runs/<name>`.
+            device: where to compute.
+            steps: of the projection; `projection.steps`, at which the detectors were fitted, when None.
 
         Raises:
             UserError: a stage is not finished; see `load` for the others.
         """
         config = load_config(run_folder / "config.yaml")
-        return cls.load(config, finished_folders(config, run_folder), device or torch.device("cpu"))
+        folders = finished_folders(config, run_folder)
+        return cls.load(projecting_with(config, steps), folders, device or torch.device("cpu"))
 
     @classmethod
-    def from_package(cls, folder: Path, device: torch.device | None = None) -> ScoredSystem:
-        """The system that `write_package` wrote.
+    def from_package(cls, folder: Path, device: torch.device | None = None, *, steps: int | None = None) -> ScoredSystem:
+        """The system that `write_package` wrote; `steps` as in `from_run`.
 
         Raises:
             CheckpointError: a part of the package is missing.
@@ -109,7 +116,8 @@ class ScoredSystem:
         if weights:
             projection = config.projection.model_copy(update={"perceptual_path": weights[0]})
             config = config.model_copy(update={"projection": projection})
-        return cls.load(config, {stage: folder / stage for stage in PARTS}, device or torch.device("cpu"))
+        folders = {stage: folder / stage for stage in PARTS}
+        return cls.load(projecting_with(config, steps), folders, device or torch.device("cpu"))
 
     @property
     def threshold(self) -> float:
@@ -205,6 +213,13 @@ class ScoredSystem:
         return given.float()
 
 
+def projecting_with(config: Config, steps: int | None) -> Config:
+    """The same experiment with another number of projection steps; unchanged when None."""
+    if steps is None:
+        return config
+    return config.model_copy(update={"projection": config.projection.model_copy(update={"steps": steps})})
+
+
 def projection_columns(projector: Projector, projection: Projection) -> dict[str, NDArray[np.float32]]:
     """Lengths and residuals of a batch, `(B,)` each, named as in the table of projections."""
     columns = {}
@@ -269,6 +284,8 @@ def write_package(config: Config, folders: Mapping[str, Path], destination: Path
     """
     destination.mkdir(parents=True)
     (destination / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
+    if config.data.root is not None:  # how its scans were prepared: a new one has to be, too
+        shutil.copyfile(config.data.root / COHORT_NAME, destination / COHORT_NAME)
     for stage, patterns in PARTS.items():
         (destination / stage).mkdir()
         for pattern in patterns:

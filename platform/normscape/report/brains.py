@@ -1,0 +1,263 @@
+"""The page's part on whole brains: figures 12 and 13, ventricles against age, anomaly maps and their tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from normscape.report.pictures import _framed as framed
+from normscape.report.plots import Plot
+from normscape.report.source import Source, rows, where
+from normscape.report.style import Theme, grid, label, legend, panel
+from normscape.report.tables import Grid, Headline
+from normscape.report.words import duration, number, percent
+
+STAGE = "brains"
+GAP = 3
+"""Pixels between pictures."""
+REGIONS_SHOWN = 12
+NAMES = {"residual_ratio": "residual ratio"}
+
+
+def plots(source: Source) -> Iterator[Plot]:
+    """Figures of the section; none where the run has no such stage."""
+    if STAGE not in source.folders:
+        return
+    yield Plot(
+        "figure-12-generated-brains",
+        STAGE,
+        partial(generated, source),
+        "Figure 12. Generated brains: one identity a row, one asked age a column. All patches of a brain share their identity "
+        "and other sub-vectors; age and position come from their controllers.",
+        "Axial and coronal slices of generated brains of a few identities at several ages.",
+        "brains/generated.npy",
+        wide=True,
+    )
+    yield Plot(
+        "ventricles",
+        STAGE,
+        partial(ventricles, source),
+        "Volume of the lateral ventricles: dark voxels near the atlas's ventricles, in the atlas's space. A line is one "
+        "generated identity, a dot one test scan, measured alike.",
+        "Volume of the lateral ventricles against age, of generated identities and of test scans.",
+        "brains/ventricles.parquet",
+    )
+    yield Plot(
+        "figure-13-reconstruction",
+        STAGE,
+        partial(reconstruction, source),
+        "Figure 13. A test brain, its projection blended from overlapping patches, and their difference. The patches share the "
+        "known age.",
+        "Three slices of a test brain, of its reconstruction, and of their difference.",
+        "brains/maps.npy",
+        wide=True,
+    )
+    yield Plot(
+        "anomaly-maps",
+        STAGE,
+        partial(maps, source),
+        "Anomaly maps of test scans, as they are and with a drawn blot, in slices through the blot's place. Overlay: mean score "
+        "of the patches at each voxel, from the threshold upwards; right: residual over that of normal training patches there. "
+        "The blot is outlined.",
+        "Slices of test scans, their anomaly maps and relative residuals.",
+        "brains/maps.npy",
+        wide=True,
+    )
+
+
+def content(source: Source) -> dict[str, Any] | None:
+    """What the template shows beside the figures; None where the run has no such stage."""
+    if STAGE not in source.folders:
+        return None
+    return {"maps": map_table(source), "regions": region_table(source), "stride": source.config.brains.stride}
+
+
+def headlines(source: Source) -> list[Headline]:
+    """How much ventricles widen with the asked age."""
+    metrics = source.json(STAGE, "manifest.json").get("metrics", {})
+    growth = metrics.get("ventricle_growth_ml")
+    if growth is None:
+        return []
+    ages = source.config.brains.ages
+    low, high = (metrics[f"ventricle_growth_ml_{end}"] for end in ("low", "high"))
+    name = f"Ventricles of generated brains, {max(ages):g} against {min(ages):g} years"
+    return [Headline(name, f"{growth:+.1f} ml", f"{low:+.1f} to {high:+.1f} ml", "", None)]
+
+
+# ---- figures ---------------------------------------------------------------------------------------------------------------
+
+
+def generated(source: Source, theme: Theme) -> Figure | None:
+    """Figure 12: identities by ages."""
+    pictures = source.array(STAGE, "generated.npy")
+    if pictures is None or not len(pictures):
+        return None
+    sheet, columns, lines = _sheet([[_grey(image[0]) for image in line] for line in pictures])
+    ages = [f"{age:g} years" for age in source.config.brains.ages]
+    return framed(sheet, theme, list(zip(columns, ages, strict=True)), [(y, f"identity {i}") for i, y in enumerate(lines, 1)])
+
+
+def ventricles(source: Source, theme: Theme) -> Figure | None:
+    """Volume against age."""
+    table = source.table(STAGE, "ventricles.parquet", "kind", "identity", "age_years", "volume_ml")
+    if table is None:
+        return None
+    figure, (axis,) = panel(theme, height=3.3)
+    scans, made = (where(table, kind=kind) for kind in ("scan", "generated"))
+    if rows(scans):
+        axis.scatter(
+            scans["age_years"], scans["volume_ml"], s=14, color=theme.series[0], alpha=0.75, linewidths=0, label="test scan"
+        )
+    for i, identity in enumerate(dict.fromkeys(made["identity"].tolist() if rows(made) else [])):
+        part = where(made, identity=identity)
+        axis.plot(
+            part["age_years"], part["volume_ml"], color=theme.series[1], linewidth=1.2, marker="o", markersize=3,
+            label="generated identity" if i == 0 else None,
+        )  # fmt: skip
+    axis.set_ylim(bottom=0)
+    grid(axis, theme)
+    legend(axis, theme, columns=2, above=True)
+    label(axis, theme, "age (years)", "lateral ventricles (ml)")
+    return figure
+
+
+def reconstruction(source: Source, theme: Theme) -> Figure | None:
+    """Figure 13: the first test brain."""
+    pictures = source.array(STAGE, "maps.npy")
+    if pictures is None or not len(pictures):
+        return None
+    image, rebuilt = (pictures[0, i, 0].astype(int) for i in (0, 1))
+    both = (image > 0) & (rebuilt > 0)
+    difference = np.where(both, np.minimum(255, 2 * np.abs(image - rebuilt)), 0)
+    parts = [_grey(part.astype(np.uint8)) for part in (image, rebuilt, difference)]
+    sheet, _, lines = _sheet([[part] for part in parts])
+    return framed(sheet, theme, [], list(zip(lines, ("scan", "rebuilt", "difference"), strict=True)))
+
+
+def maps(source: Source, theme: Theme) -> Figure | None:
+    """Score overlay and relative residual, one map a row."""
+    pictures, table = source.array(STAGE, "maps.npy"), source.table(STAGE, "maps.parquet", "name", "blot", "age_years")
+    about = source.json(STAGE, "slices.json")
+    if pictures is None or table is None or len(pictures) != rows(table):
+        return None
+    threshold = float(about.get("threshold", 0.5))
+    lines = []
+    for scan, _, score, ratio, blot in (line[:, 0] for line in pictures):
+        values = np.where(score > 0, (score.astype(np.float32) - 1) / 254, 0)
+        shown = overlay(scan, values, threshold)
+        heat = _coloured((ratio.astype(np.float32) - 1).clip(0) / 254, ratio > 0)
+        lines.append([outlined(picture, blot > 0) for picture in (_grey(scan), shown, heat)])
+    sheet, columns, places = _sheet(lines)
+    names = [
+        f"{age:.0f} years,\n{'with blot' if blot else 'as it is'}"
+        for age, blot in zip(table["age_years"], table["blot"], strict=True)
+    ]
+    heads = ("scan", f"score above {threshold:.2f}", f"residual ratio, 0 to {about.get('ratio_shown') or 1:g}")
+    return framed(sheet, theme, list(zip(columns, heads, strict=True)), list(zip(places, names, strict=True)))
+
+
+def overlay(
+    grey: NDArray[np.uint8], score: NDArray[np.floating], threshold: float, *, opacity: float = 0.65
+) -> NDArray[np.uint8]:
+    """A slice with its anomaly map over it, from the threshold upwards: uint8 (H, W, 3).
+
+    Args:
+        grey: (H, W).
+        score: (H, W), in [0, 1].
+        threshold: lower scores are not drawn.
+        opacity: of the map.
+    """
+    base = _grey(grey).astype(np.float32)
+    share = ((score - threshold) / max(1 - threshold, 1e-6)).clip(0, 1)
+    colour = 255 * colormaps["autumn"](share)[..., :3]
+    alpha = np.where(score > threshold, opacity, 0.0)[..., None]
+    return (base * (1 - alpha) + colour * alpha).round().astype(np.uint8)
+
+
+def outlined(picture: NDArray[np.uint8], inside: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """A picture (H, W, 3) with the border of an area drawn on it."""
+    padded = np.pad(inside, 1)
+    near = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    result = picture.copy()
+    result[inside & ~near] = (90, 200, 250)
+    return result
+
+
+def _grey(plane: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.repeat(np.asarray(plane)[..., None], 3, axis=-1)
+
+
+def _coloured(share: NDArray[np.floating], inside: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    colour = (255 * colormaps["inferno"](share)[..., :3]).astype(np.uint8)
+    return np.where(inside[..., None], colour, 0).astype(np.uint8)
+
+
+def _sheet(lines: list[list[NDArray[np.uint8]]]) -> tuple[NDArray[np.uint8], list[float], list[float]]:
+    """Pictures (H, W, 3) of one size in rows and columns, and where the middles of columns and rows lie."""
+    height, width = lines[0][0].shape[:2]
+    columns = max(map(len, lines))
+    sheet = np.zeros((len(lines) * (height + GAP) - GAP, columns * (width + GAP) - GAP, 4), np.uint8)
+    for r, line in enumerate(lines):
+        for c, picture in enumerate(line):
+            cell = sheet[r * (height + GAP) : r * (height + GAP) + height, c * (width + GAP) : c * (width + GAP) + width]
+            cell[..., :3], cell[..., 3] = picture, 255
+    middles = ([i * (side + GAP) + side / 2 for i in range(n)] for side, n in ((width, columns), (height, len(lines))))
+    across, down = middles
+    return sheet, across, down
+
+
+# ---- tables ----------------------------------------------------------------------------------------------------------------
+
+
+def map_table(source: Source) -> Grid | None:
+    """One row a map."""
+    table = source.table(STAGE, "maps.parquet", "name", "blot", "age_years", "peak_score", "score_auroc", "residual_auroc")
+    if table is None:
+        return None
+    lines = []
+    for i in range(rows(table)):
+        blot = bool(table["blot"][i])
+        what = f"{number(table['blot_radius_mm'][i], 1)} mm, contrast {number(table['blot_contrast'][i], 2)}" if blot else "none"
+        areas = [number(table[f"{name}_auroc"][i]) for name in ("score", "residual", "residual_ratio")]
+        hit = "" if not blot else "yes" if table["peak_in_blot"][i] else "no"
+        cells = [str(table["name"][i]), f"{table['subject'][i]}, {table['age_years'][i]:.0f} years", what]
+        cells += [number(table["peak_score"][i]), hit, *areas, str(table["patches"][i]), percent(table["covered"][i])]
+        lines.append([*cells, duration(float(table["seconds"][i]))])
+    head = ["Map", "Test scan", "Blot", "Peak score", "Peak in blot", "AUROC score", "residual", "residual ratio", "Patches"]
+    note = "Areas under the ROC curve are over the voxels of the brain, blot against the rest: examples, not a test."
+    return Grid([*head, "Covered", "Time"], lines, "Anomaly maps", note)
+
+
+def region_table(source: Source) -> Grid | None:
+    """The regions with the highest peaks of all maps."""
+    table = source.table(STAGE, "regions.parquet", "name", "peak_score")
+    if table is None:
+        return None
+    return region_grid(table, "Most abnormal regions", first="name", spaces=("atlas",))
+
+
+def region_grid(
+    table: dict[str, NDArray[Any]], caption: str, *, first: str = "", spaces: tuple[str, ...] = ("atlas", "scan")
+) -> Grid:
+    """A table of regions: `REGION_SCHEMA` as columns, and maybe a first one."""
+    order = np.argsort(-table["peak_score"], kind="stable")[:REGIONS_SHOWN]
+    lines = []
+    for place, i in enumerate(order, start=1):
+        name = f"{place}" if not first else str(table[first][i])
+        cells = [name, number(table["peak_score"][i]), number(table["mean_score"][i]), f"{table['volume_ml'][i]:.2f} ml"]
+        for space in spaces:
+            cells.append(", ".join(number(table[f"{space}_peak_{axis}_mm"][i], 0) for axis in "xyz"))
+            cells.append(", ".join(number(table[f"{space}_{axis}_mm"][i], 0) for axis in "xyz"))
+        lines.append(cells)
+    head = ["Map" if first else "", "Peak score", "Mean score", "Volume"]
+    for space in spaces:
+        head += [f"Peak, {space} (mm)", f"Centre, {space} (mm)"]
+    note = "Connected voxels above the threshold. Coordinates are x, y, z in RAS millimetres: right, front, top."
+    more = len(table["peak_score"]) - len(order)
+    return Grid(head, lines, caption, note + (f" {more} more are in the file." if more > 0 else ""))

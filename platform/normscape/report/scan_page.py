@@ -1,0 +1,92 @@
+"""The page of one scored scan: slices with the anomaly map over them, and the table of its most abnormal regions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+import normscape
+from normscape.datasets import slices
+from normscape.report.brains import overlay, region_grid
+from normscape.report.page import template_environment
+from normscape.report.pictures import image_png
+from normscape.report.plots import data_uri
+from normscape.report.words import number
+from normscape.stages.scan import ScoredScan
+
+PAGE_NAME, OVERLAY_NAME = "index.html", "overlay.png"
+SCALE = 3
+"""Pixels of a voxel, along each side."""
+ROWS = 4
+"""Places that are shown beside the peak: axial slices from bottom to top."""
+
+
+def build_scan_page(result: ScoredScan, affine: NDArray[np.float64]) -> Path:
+    """Write `overlay.png` and `index.html` beside the maps.
+
+    Args:
+        result: a scored scan.
+        affine: (4, 4), index (z, y, x, 1) to RAS millimetres of the atlas.
+
+    Returns:
+        Path of the page.
+    """
+    maps, mask = result.maps, result.mask
+    peak = [int(i) for i in np.unravel_index(int(maps.score.argmax()), maps.score.shape)]
+    top = _picture(result, [slices.panel(volume, peak, slices.brain_box(mask)) for volume in _volumes(result)])
+    Image.fromarray(top).save(result.folder / OVERLAY_NAME)
+    box = slices.brain_box(mask)
+    heights = np.linspace(box[0].start, box[0].stop - 1, 2 * ROWS + 2)[1:-1].round().astype(int)
+    strips = [
+        np.concatenate([slices.panel(volume, [int(z), *peak[1:]], box, (slices.AXIAL,)) for z in heights], axis=1)
+        for volume in _volumes(result)
+    ]
+    place = affine @ [*peak, 1]
+    table = {name: result.regions[name].to_numpy() for name in result.regions.column_names}
+    content: dict[str, Any] = {
+        "name": result.scan.path.name,
+        "facts": _facts(result),
+        "notes": result.notes,
+        "overlay": data_uri(image_png(top)),
+        "axial": data_uri(image_png(_picture(result, strips))),
+        "peak": number(float(maps.score.max()), 2),
+        "peak_mm": ", ".join(number(float(value), 0) for value in place[:3]),
+        "threshold": number(result.threshold, 2),
+        "regions": region_grid(table, "Most abnormal regions") if len(result.regions) else None,
+        "normscape_version": normscape.__version__,
+    }
+    page = result.folder / PAGE_NAME
+    page.write_text(template_environment().get_template("scan.html").render(content), encoding="utf-8")
+    return page
+
+
+def _volumes(result: ScoredScan) -> tuple[NDArray[np.generic], NDArray[np.generic]]:
+    """Grey values of the scan, and the map."""
+    return slices.to_grey(result.maps.image, result.mask), result.maps.score
+
+
+def _picture(result: ScoredScan, planes: list[NDArray[Any]]) -> NDArray[np.uint8]:
+    """The scan above, the same with the map over it below, enlarged: uint8 (H, W, 3)."""
+    grey, score = planes
+    both = np.concatenate([overlay(grey, np.zeros_like(score), 1.0), overlay(grey, score, result.threshold)])
+    return both.repeat(SCALE, axis=0).repeat(SCALE, axis=1)
+
+
+def _facts(result: ScoredScan) -> list[tuple[str, str]]:
+    scan, measured = result.scan, result.prepared.measured
+    facts = [("Age", f"{scan.age_years:g} years" if scan.age_years is not None else "not known")]
+    if scan.sex:
+        facts.append(("Sex", scan.sex))
+    facts += [
+        ("Brain", f"{measured['brain_volume_ml']:.0f} ml"),
+        ("Overlap with the atlas", f"Dice {measured['atlas_dice']:.3f}"),
+        ("Patches", str(result.maps.patches)),
+        ("Highest score", f"{result.maps.score.max():.2f}"),
+        ("Threshold", f"{result.threshold:.2f}"),
+        ("Regions above it", str(len(result.regions))),
+    ]
+    return facts
