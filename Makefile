@@ -12,12 +12,14 @@ PYTEST_ARGS ?=
 help:            ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-# Dependencies come from the lock alone; the project itself is installed in place, built by the locked hatchling.
+# Dependencies come from the lock alone, apart from deepbet (skull stripping), whose own requirements bring a window toolkit that
+# nothing here needs. The project itself is installed in place, built by the locked hatchling.
 $(STAMP): requirements.lock
 	@test -x $(BIN)/pip || { echo "making $(VENV) with $(PYTHON)"; $(PYTHON) -m venv $(VENV); }
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "normscape needs Python 3.11 or newer; found $$($(BIN)/python --version). Remove $(VENV) and run: make PYTHON=python3.11"; exit 2; }
 	@echo "installing the locked packages into $(VENV) (a few minutes on first use)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps deepbet==1.0.2
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 

@@ -1,10 +1,10 @@
-"""`normscape score` from the command line, with a finished run of random networks: a scan in, a page out; mistakes are one message."""
+"""`normscape score` from the command line, with random networks: a scan in, a page out, and every mistake one message."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from normscape.datasets.simulated import simulate_cohort
 from normscape.stages import project, score
 from normscape.stages.core import StageContext, folder_name, stage_keys
 from normscape.stages.system import write_package
+from normscape.tracking.store import open_client
 from normscape.training.recorder import SilentRecorder
 
 Command = Callable[..., tuple[int, str, str]]
@@ -55,7 +56,7 @@ def settings() -> dict[str, Any]:
 @pytest.fixture
 def run_folder(
     tmp_path: Path, toy_brain_config: Callable[..., Config], settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Path]:
+) -> Path:
     """A run that is finished up to `score`."""
     monkeypatch.setenv("NORMSCAPE_CACHE", str(tmp_path / "cache"))
     config = toy_brain_config(**settings)
@@ -72,11 +73,21 @@ def run_folder(
             run(StageContext(config, inputs[name], inputs, torch.device("cpu"), SilentRecorder()))
         (inputs[name] / "manifest.json").write_text(json.dumps({"stage": name, "key": keys[name], "metrics": {}}))
     (folder / "config.yaml").write_text(dump_yaml(config))
-    yield folder
+    return folder
 
 
-def test_a_scan_from_file_to_page(command: Command, run_folder: Path, tmp_path: Path, toy_config: Callable[..., Config]) -> None:
-    """A stripped scan with its head turned: all files are there, on its grid. Then what can be wrong, each with exit code 2."""
+@pytest.mark.slow
+def test_a_scan_from_file_to_page(
+    command: Command,
+    run_folder: Path,
+    tmp_path: Path,
+    toy_config: Callable[..., Config],
+    toy_brain_config: Callable[..., Config],
+    settings: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A stripped scan with its head turned: all files are there, on its grid. Then what can be wrong, each with exit code 2.
+    Last, the system as MLflow's registry hands it out: it scores as the run does."""
     simulate_cohort(tmp_path / "cohort", subjects=1, seed=9, spacing_mm=4.0)
     scan = next((tmp_path / "cohort" / "t1").iterdir())
     out = tmp_path / "out"
@@ -117,25 +128,18 @@ def test_a_scan_from_file_to_page(command: Command, run_folder: Path, tmp_path: 
         code, _, err = command(*arguments)
         assert (code, message in err, "Traceback" in err) == (2, True, False), (arguments, err)
 
-
-def test_a_registered_model(
-    command: Command, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, toy_brain_config: Any, settings: Any
-) -> None:
-    """The packaged system that MLflow hands out scores as the run does; a store without the model is one message."""
-    import normscape.cli_score as module
-
-    simulate_cohort(tmp_path / "cohort", subjects=1, seed=9, spacing_mm=4.0)
-    scan = next((tmp_path / "cohort" / "t1").iterdir())
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
-    arguments = [scan, "--age", 40, "--strip", "none", "--stride", 8, "--steps", 1, "--quiet"]
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    arguments = [scan, "--age", 63, "--strip", "none", "--quiet"]
     code, _, err = command(*arguments, "--model", "models:/nothing@champion")
     assert (code, "nothing" in err, "Traceback" in err) == (2, True, False)
     folders = {path.name.rpartition("-")[0]: path for path in run_folder.iterdir() if path.is_dir()}
-    write_package(toy_brain_config(**settings), folders, tmp_path / "package")
-    monkeypatch.setattr(module, "_fetched", lambda uri, runs_dir: tmp_path / "package")
-    peaks = []
-    for how, out in ((["--model", "models:/toy@champion"], "a"), (["--run", run_folder], "b")):
-        code, _, err = command(*arguments, *how, "--out", tmp_path / out)
-        assert code == 0, err
-        peaks.append(json.loads((tmp_path / out / "summary.json").read_text())["peak_score"])
-    assert peaks[0] == peaks[1]
+    write_package(toy_brain_config(**settings), folders, tmp_path / "logged" / "artifacts" / "system")
+    client = open_client(store)
+    client.create_registered_model("toy")
+    version = client.create_model_version("toy", (tmp_path / "logged").as_uri())
+    client.set_registered_model_alias("toy", "champion", version.version)
+    code, _, err = command(*arguments, "--model", "models:/toy@champion", "--out", tmp_path / "again")
+    assert code == 0, err
+    first, second = (json.loads((folder / "summary.json").read_text()) for folder in (out, tmp_path / "again"))
+    assert first["peak_score"] == second["peak_score"]

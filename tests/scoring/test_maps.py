@@ -40,7 +40,7 @@ def source(prepared_cohort: Callable[..., PreparedCohort]) -> PatchSource:
 def test_maps_of_a_scan(source: PatchSource) -> None:
     """Reconstruction and residual are what the rater makes of each voxel; ages and positions are those of the scan's patches."""
     rater, grid = Brightness(), on_grid(source, 3, stride=3, max_background=0.5)
-    maps = scan_maps(grid, COLUMNS, rater, batch_size=7)
+    [maps] = scan_maps(grid, COLUMNS, rater, batch_size=7)
     image = unit_volume(source, 3)
     assert maps.patches == len(grid) == sum(len(v["age"]) for v in rater.values)
     np.testing.assert_allclose(maps.reconstruction[maps.covered], image[maps.covered] / 2, atol=1e-6)
@@ -52,18 +52,23 @@ def test_maps_of_a_scan(source: PatchSource) -> None:
     assert ages.unique().tolist() == [source.cohort.subjects["age_years"][3].as_py()]
     positions = torch.cat([v["position"] for v in rater.values])
     assert len(positions.unique(dim=0)) == len(grid)
-    again = scan_maps(grid, COLUMNS, Brightness(), batch_size=100)
+    [again] = scan_maps(grid, COLUMNS, Brightness(), batch_size=100)
     np.testing.assert_allclose(again.score, maps.score, atol=1e-6)
 
 
 def test_a_changed_scan_is_seen_where_it_changed(source: PatchSource) -> None:
     """The score rises where a block was made brighter, the rest keeps the numbers of the scan as it was."""
     grid = on_grid(source, 3, stride=2, max_background=0.5)
-    before = scan_maps(grid, COLUMNS, Brightness(), batch_size=64)
     image = unit_volume(source, 3)
     changed = image.copy()
     changed[13:19, 11:17, 9:15] = 1.0
-    after = scan_maps(with_image(grid, 3, changed), COLUMNS, Brightness(), batch_size=64)
+    form, rater = with_image(grid, 3, changed), Brightness()
+    before, after = scan_maps(grid, COLUMNS, rater, batch_size=64, changed=[form])
+    rated = sum(len(values["age"]) for values in rater.values)
+    assert len(grid) < rated < 2 * len(grid)  # patches that did not change are rated once
+    [alone] = scan_maps(form, COLUMNS, Brightness(), batch_size=64)
+    for name, volume in vars(alone).items():
+        np.testing.assert_allclose(volume, getattr(after, name), atol=1e-6, err_msg=name)
     difference = after.score - before.score
     assert difference[15, 13, 11] > 0.1
     assert np.abs(difference[:, :3]).max() < 1e-6

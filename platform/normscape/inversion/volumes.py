@@ -135,7 +135,7 @@ class Blender:
         return torch.where(self.covered, mean, fill).float()
 
     def smooth_result(self, deviation: float) -> Tensor:
-        """The volume with both sums smoothed by a Gaussian first, so that values reach into gaps; 0 where none comes near.
+        """The volume with both sums smoothed by a Gaussian first, so that values reach into gaps; beyond, the mean of all.
 
         Args:
             deviation: of the Gaussian, in voxels.
@@ -143,8 +143,9 @@ class Blender:
         from scipy.ndimage import gaussian_filter
 
         sums, weights = (gaussian_filter(part.numpy(), deviation) for part in (self._sum, self._weight))
-        enough = weights > 1e-6 * weights.max() if weights.max() > 0 else np.zeros(self.shape, bool)
-        return torch.from_numpy(np.divide(sums, weights, out=np.zeros_like(sums), where=enough)).float()
+        total = float(self._weight.sum())
+        everywhere = np.full(self.shape, float(self._sum.sum()) / total if total else 0.0)
+        return torch.from_numpy(np.divide(sums, weights, out=everywhere, where=weights > 1e-4 * weights.max())).float()
 
 
 def _flat_places(centres: Tensor, shape: tuple[int, ...], size: int) -> Tensor:

@@ -228,9 +228,9 @@ def map_table(source: Source) -> Grid | None:
         hit = "" if not blot else "yes" if table["peak_in_blot"][i] else "no"
         cells = [str(table["name"][i]), f"{table['subject'][i]}, {table['age_years'][i]:.0f} years", what]
         cells += [number(table["peak_score"][i]), hit, *areas, str(table["patches"][i]), percent(table["covered"][i])]
-        lines.append([*cells, duration(float(table["seconds"][i]))])
+        lines.append([*cells, "" if blot else duration(float(table["seconds"][i]))])
     head = ["Map", "Test scan", "Blot", "Peak score", "Peak in blot", "AUROC score", "residual", "residual ratio", "Patches"]
-    note = "Areas under the ROC curve are over the voxels of the brain, blot against the rest: examples, not a test."
+    note = "Areas under the ROC curve are over the voxels of the brain, blot against the rest: examples, not a test. Times are for both maps of a scan."
     return Grid([*head, "Covered", "Time"], lines, "Anomaly maps", note)
 
 

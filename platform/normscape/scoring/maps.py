@@ -6,7 +6,8 @@ weighted by a window. Beside it, from the same projections, lie the reconstructi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -93,44 +94,95 @@ def with_image(source: PatchSource, scan: int, image: NDArray[np.floating]) -> P
     return replace(source, cohort=cohort, contrast=contrast, scan=np.zeros_like(source.scan))
 
 
+class _Blenders:
+    """Score, reconstruction and residual of one scan, patch by patch."""
+
+    def __init__(self, source: PatchSource, columns: Mapping[str, str], rater: PatchRater, batch_size: int) -> None:
+        self.columns, self.rater, self.batch_size = columns, rater, batch_size
+        self.score, self.residual, self.rebuilt = (Blender(source.cohort.shape, source.side) for _ in range(3))
+        self.patches = 0
+
+    def add(self, source: PatchSource, rows: Tensor, progress: Callable[[int], None]) -> _Blenders:
+        """Rate some patches of a scan and lay them down; `progress` hears how many were."""
+        known = source.values()
+        for part in rows.split(self.batch_size):
+            if len(part):
+                images, masks = source.draw(part)[0], source.masks(part)
+                scores, pictures = self.rater.rate(images, {name: known[c][part] for name, c in self.columns.items()}, masks)
+                centres = source.center[part.numpy()]
+                self.score.add(scores, centres)
+                self.rebuilt.add(pictures, centres)
+                self.residual.add((images - pictures.cpu()).abs(), centres)
+                self.patches += len(part)
+                progress(len(part))
+        return self
+
+    def fork(self) -> _Blenders:
+        """A copy to go on with on its own."""
+        twin = copy.copy(self)
+        twin.score, twin.residual, twin.rebuilt = (copy.deepcopy(part) for part in (self.score, self.residual, self.rebuilt))
+        return twin
+
+    def maps(self, source: PatchSource) -> ScanMaps:
+        """What has come together so far."""
+        scan = int(source.scan[0])
+        covered = torch.from_numpy(np.asarray(source.cohort.masks[scan]) > 0) & self.score.covered
+        volumes = [torch.where(covered, part.result(), 0.0).numpy() for part in (self.rebuilt, self.score, self.residual)]
+        return ScanMaps(unit_volume(source, scan), volumes[0], volumes[1], volumes[2], covered.numpy(), self.patches)
+
+
 def scan_maps(
     source: PatchSource,
     columns: Mapping[str, str],
     rater: PatchRater,
     *,
     batch_size: int,
+    changed: Sequence[PatchSource] = (),
     progress: Progress | None = None,
-) -> ScanMaps:
+) -> list[ScanMaps]:
     """Project and score all patches of one scan, and blend what comes out.
 
     Args:
         source: the patches of `on_grid`.
         columns: value attribute to its column among the source's values.
-        rater: projects and scores.
+        rater: projects and scores; a patch's result must not depend on its batch.
         batch_size: patches at once.
+        changed: the same patches of changed forms of the scan (`with_image`); only those that differ are rated anew.
         progress: told (patches done, patches in all).
+
+    Returns:
+        The maps of the scan, then those of each changed form.
 
     Raises:
         ValueError: there is no patch.
     """
-    count = len(source)
-    if not count:
+    if not len(source):
         raise ValueError("no patch of this scan holds enough of the brain")
-    scan, known = int(source.scan[0]), source.values()
-    score, residual, rebuilt = (Blender(source.cohort.shape, source.side) for _ in range(3))
-    for rows in torch.arange(count).split(batch_size):
-        images, masks = source.draw(rows)[0], source.masks(rows)
-        scores, pictures = rater.rate(images, {name: known[column][rows] for name, column in columns.items()}, masks)
-        centres = source.center[rows.numpy()]
-        score.add(scores, centres)
-        rebuilt.add(pictures, centres)
-        residual.add((images - pictures.cpu()).abs(), centres)
+    differ = [_differing(source, other) for other in changed]
+    anywhere = torch.stack(differ).any(0) if differ else torch.zeros(len(source), dtype=torch.bool)
+    total, done = len(source) + len(changed) * int(anywhere.sum()), 0
+
+    def tell(count: int) -> None:
+        nonlocal done
+        done += count
         if progress is not None:
-            progress(int(rows[-1]) + 1, count)
-    brain = torch.from_numpy(np.asarray(source.cohort.masks[scan]) > 0)
-    covered = brain & score.covered
-    volumes = [torch.where(covered, part.result(), 0.0).numpy() for part in (rebuilt, score, residual)]
-    return ScanMaps(unit_volume(source, scan), volumes[0], volumes[1], volumes[2], covered.numpy(), count)
+            progress(done, total)
+
+    same = _Blenders(source, columns, rater, batch_size).add(source, (~anywhere).nonzero().squeeze(1), tell)
+    forms = [(source, torch.zeros_like(anywhere)), *zip(changed, differ, strict=True)]
+    result = []
+    for form, other in forms:
+        blenders = same.fork()
+        blenders.add(form, other.nonzero().squeeze(1), tell)
+        blenders.add(source, (anywhere & ~other).nonzero().squeeze(1), tell)
+        result.append(blenders.maps(form))
+    return result
+
+
+def _differing(source: PatchSource, other: PatchSource) -> Tensor:
+    """Which patches of two forms of a scan are not the same: bool (P,)."""
+    parts = [(source.draw(rows)[0] != other.draw(rows)[0]).flatten(1).any(1) for rows in torch.arange(len(source)).split(256)]
+    return torch.cat(parts)
 
 
 def usual_residual(

@@ -6,7 +6,7 @@ Writes, volumes as NIfTI on the atlas's grid:
 - `ventricles.parquet`: kind (generated | scan), identity (number, or subject and session), age_years, volume_ml;
 - `maps.parquet`, a row a map: name, subject, session, age_years, blot (0, 1), radius, contrast and centre of the blot, peak and
   mean score, whether the peak lies in the blot, area under the ROC curve of the voxels (score, residual, residual_ratio),
-  patches, covered (share of the brain that lies in a patch), seconds;
+  patches, covered (share of the brain that lies in a patch), seconds (for both maps of a scan, with the first);
 - `maps/<name>_{scan,reconstruction,score,residual,residual_ratio}.nii.gz`; `residual_ratio` is the residual over that of normal
   training patches at the same place;
 - `regions.parquet`: name, and the columns of `normscape.scoring.maps.REGION_SCHEMA`, above the main detector's threshold;
@@ -182,7 +182,8 @@ def _change(volumes: NDArray[np.float64], config: Config) -> dict[str, float]:
     growth = volumes[:, int(np.argmax(ages))] - volumes[:, int(np.argmin(ages))]
     counts = resample_counts(len(growth), config.scoring.bootstrap_samples, config.seed)
     low, high = np.percentile(counts @ growth / len(growth), [2.5, 97.5])
-    return {"ventricle_growth_ml": growth.mean(), "ventricle_growth_ml_low": low, "ventricle_growth_ml_high": high}
+    found = {"ventricle_growth_ml": growth.mean(), "ventricle_growth_ml_low": low, "ventricle_growth_ml_high": high}
+    return {name: float(value) for name, value in found.items()}
 
 
 def _middle_panel(
@@ -224,21 +225,22 @@ def _mapped(work: _Work) -> dict[str, float]:
             raise DataError(f"{cohort.folder}: scan {scan} holds no patch with at most {work.max_background:.0%} background")
         centre = np.clip(np.round(blot.center_px), 0, np.array(cohort.shape) - 1).astype(int).tolist()
         inside = blot.mask.numpy() > 0.5
-        for drawn in (0, 1):
+        changed = with_image(grid, scan, blot.image[0].numpy())
+        pair, seconds = _finished_or_made(work, grid, changed, number, len(chosen))
+        for drawn, maps in enumerate(pair):
             name = f"scan-{number}" + ("_blot" if drawn else "")
-            source = with_image(grid, scan, blot.image[0].numpy()) if drawn else grid
-            step = 2 * (number - 1) + drawn
-            maps, seconds = _finished_or_made(work, source, name, (step, 2 * len(chosen)))
             ratio = maps.residual / np.maximum(usual, 0.1 * float(np.median(usual[mask]))) if usual is not None else None
             volumes = _volumes(maps, ratio)
             for kind, volume in volumes.items():
                 write_nifti(folder / "maps" / f"{name}_{kind}.nii.gz", volume, cohort.affine)
             person = cohort.subjects.slice(scan, 1).to_pylist()[0]
-            row = {"name": name, "blot": drawn, "seconds": seconds} | {k: person[k] for k in ("subject", "session", "age_years")}
+            row = {"name": name, "blot": drawn} | {key: person[key] for key in ("subject", "session", "age_years")}
             place = cohort.world(np.array(blot.center_px))
             if drawn:
                 row |= {"blot_radius_mm": blot.radius_mm, "blot_contrast": blot.contrast}
                 row |= {f"blot_{axis}_mm": float(place[i]) for i, axis in enumerate("xyz")}
+            else:
+                row["seconds"] = seconds
             about_maps.append(row | _measured(maps, volumes, inside if drawn else None, mask))
             found = regions(maps.score, work.system.threshold, cohort.spacing_mm, cohort.affine)
             tables.append(found.add_column(0, "name", pa.array([name] * len(found), pa.string())))
@@ -262,23 +264,29 @@ def _spread_by_age(work: _Work, count: int) -> list[int]:
     return [scans[int(place)] for place in places]
 
 
-def _finished_or_made(work: _Work, source: PatchSource, name: str, step: tuple[int, int]) -> tuple[ScanMaps, float]:
-    """The maps of an earlier attempt, or new ones, kept until the stage ends."""
-    path = work.context.folder / "maps" / f"{name}.npz"
+def _finished_or_made(
+    work: _Work, source: PatchSource, changed: PatchSource, number: int, count: int
+) -> tuple[list[ScanMaps], float]:
+    """The maps of a scan and of its changed form, of an earlier attempt or new ones, kept until the stage ends; and seconds."""
+    path = work.context.folder / "maps" / f"scan-{number}.npz"
     if path.exists():
         with np.load(path, allow_pickle=False) as kept:
-            arrays = {field.name: kept[field.name] for field in fields(ScanMaps)}
-            return ScanMaps(**arrays | {"patches": int(arrays["patches"])}), float(kept["seconds"])
+            pair = [{field.name: kept[f"{form}/{field.name}"] for field in fields(ScanMaps)} for form in (0, 1)]
+            return [ScanMaps(**arrays | {"patches": int(arrays["patches"])}) for arrays in pair], float(kept["seconds"])
     began = time.perf_counter()
-
-    def progress(done: int, total: int) -> None:
-        work.context.recorder.progress(step[0] * total + done, step[1] * total, "patch")
-
-    maps = scan_maps(source, work.columns, work.system, batch_size=work.config.brains.batch_size, progress=progress)
+    found = scan_maps(
+        source,
+        work.columns,
+        work.system,
+        batch_size=work.config.brains.batch_size,
+        changed=[changed],
+        progress=lambda done, total: work.context.recorder.progress((number - 1) * total + done, count * total, "patch"),
+    )
     seconds = time.perf_counter() - began
+    arrays = {f"{form}/{name}": array for form, maps in enumerate(found) for name, array in vars(maps).items()}
     with written_aside(path) as aside, aside.open("wb") as file:
-        np.savez_compressed(file, **vars(maps), seconds=seconds)
-    return maps, seconds
+        np.savez_compressed(file, **arrays, seconds=seconds)
+    return found, seconds
 
 
 def _usual(work: _Work) -> NDArray[np.float32] | None:
