@@ -45,7 +45,7 @@ def test_patches_with_much_background_are_left_out() -> None:
 
 
 def test_narrow_and_empty_masks() -> None:
-    """A mask narrower than a patch gets one around its middle, also at the border; an empty one none; small volumes are refused."""
+    """A mask narrower than a patch gets one around its middle, also at the border; an empty one none; small ones are refused."""
     mask = np.zeros(SHAPE, bool)
     assert len(patch_grid(mask, 4, 2, 1.0)) == 0
     mask[16, 10, 6] = True

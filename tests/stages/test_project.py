@@ -151,10 +151,10 @@ class Damaged(SampleSet):
 
     unreadable = not_a_number = -1
 
-    def batch(self, index: torch.Tensor) -> torch.Tensor:
+    def batch(self, index: torch.Tensor, random: torch.Generator | None = None) -> torch.Tensor:
         if (index == self.unreadable).any():
             raise OSError(f"row {self.unreadable} of {len(index)}: input/output error")
-        images = super().batch(index)
+        images = super().batch(index, random)
         images[index == self.not_a_number] = float("nan")
         return images
 

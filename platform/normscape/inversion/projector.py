@@ -186,8 +186,8 @@ class Projector:
 
         - `l1`, `l2`: mean absolute and squared difference; `top1`: mean of the worst 1 % of the places; `local`: the worst
           neighbourhood of an eighth of the side.
-        - `patch8`, `patch5`, `patch4`: the worst neighbourhood of an eighth, a fifth and a quarter of the side, where differences of
-          opposite sign cancel: a shifted edge leaves little, a foreign patch all of it.
+        - `patch8`, `patch5`, `patch4`: the worst neighbourhood of an eighth, a fifth and a quarter of the side, where differences
+          of opposite sign cancel: a shifted edge leaves little, a foreign patch all of it.
         - `peak8`: `patch8` against the mean over all neighbourhoods: how local the difference is, whatever its size.
         - `ssim`: 1 - SSIM; in 3D, and where it is the loss.
         - `feature<i>`: of the perceptual features; `discriminator<i>`: of the discriminator's, from fine to coarse: the mean over

@@ -230,7 +230,8 @@ def map_table(source: Source) -> Grid | None:
         cells += [number(table["peak_score"][i]), hit, *areas, str(table["patches"][i]), percent(table["covered"][i])]
         lines.append([*cells, "" if blot else duration(float(table["seconds"][i]))])
     head = ["Map", "Test scan", "Blot", "Peak score", "Peak in blot", "AUROC score", "residual", "residual ratio", "Patches"]
-    note = "Areas under the ROC curve are over the voxels of the brain, blot against the rest: examples, not a test. Times are for both maps of a scan."
+    note = "Areas under the ROC curve are over the voxels of the brain, blot against the rest: examples, not a test. "
+    note += "Times are for both maps of a scan."
     return Grid([*head, "Covered", "Time"], lines, "Anomaly maps", note)
 
 

@@ -1,4 +1,4 @@
-"""The thesis's own numbers (its sections IV.A and IV.B), for comparison. The only place of the report that knows an attribute by name.
+"""The thesis's own numbers (its sections IV.A and IV.B), to compare with. Only here the report knows attributes by name.
 
 Accuracies and areas of the anomaly detection stand in the table that stage `score` writes.
 """
