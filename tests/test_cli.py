@@ -73,7 +73,7 @@ def test_doctor_never_fails_and_says_how_to_install_extras(command, tmp_path: Pa
     for word in ("Python", "device", "cores", "memory", "disk", "cache folder", "torch", "efficientnet-lite-pytorch"):
         assert word in out
     if "missing" in out:
-        assert "normscape[perceptual]" in out
+        assert "optional: pip install 'normscape[" in out
 
 
 # ---- mistakes

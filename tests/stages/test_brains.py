@@ -14,8 +14,11 @@ import torch
 from normscape.benchmark.untrained import untrained_inputs
 from normscape.config import Config
 from normscape.datasets.prepared import PreparedCohort
+from normscape.datasets.samples import to_unit_range
 from normscape.stages import brains, project, score
 from normscape.stages.core import STAGES, StageContext, stage_keys
+from normscape.stages.prepare import open_prepared
+from normscape.stages.system import ScoredSystem, write_package
 from normscape.training.recorder import SilentRecorder
 
 CPU = torch.device("cpu")
@@ -100,3 +103,25 @@ def test_only_brains_have_the_stage(toy_config: Callable[..., Config], toy_brain
     keys, other = stage_keys(toy_brain_config()), stage_keys(toy_brain_config(brains={"stride": 4}))
     assert [name for name in keys if keys[name] != other[name]] == ["brains", "report"]
     assert list(keys) == [stage.name for stage in STAGES]
+
+
+def test_the_system_rates_patches_as_the_stages_did(context: StageContext, tmp_path: Path) -> None:
+    """Patches and masks of the project stage get the scores of the score stage; a package keeps how scans were prepared."""
+    table = pq.read_table(context.inputs["project"] / "projections.parquet")
+    rows = np.flatnonzero(table["split"].to_numpy(zero_copy_only=False) == "test")
+    samples = open_prepared(context.config, context.inputs["prepare"])
+    ids = torch.from_numpy(table["sample_id"].to_numpy()[rows].copy())
+    images = to_unit_range(torch.from_numpy(np.load(context.inputs["project"] / "inputs.npy")[rows]))
+    values = {a.name: samples.values[a.column or ""][ids] for a in context.config.value_attributes}
+    system = ScoredSystem.load(context.config, context.inputs, CPU)
+    masks = samples.images.masks(ids)
+    assert masks is not None
+    assert not bool(masks.all())
+    scores, rebuilt = system.rate(images, values, masks)
+    expected = pq.read_table(context.inputs["score"] / "scores.parquet")["forest_score"].to_numpy()[rows]
+    np.testing.assert_array_equal(scores.numpy(), expected)
+    assert rebuilt.shape == images.shape
+    conditions = {name: value.numpy() for name, value in values.items()}
+    assert np.array_equal(system.score(images, conditions, masks=masks)["anomaly_score"].to_numpy(), expected)
+    write_package(context.config, context.inputs, tmp_path / "package")
+    assert (tmp_path / "package" / "cohort.json").read_bytes() == (context.config.data.root / "cohort.json").read_bytes()

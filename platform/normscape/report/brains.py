@@ -43,7 +43,7 @@ def plots(source: Source) -> Iterator[Plot]:
         "ventricles",
         STAGE,
         partial(ventricles, source),
-        "Volume of the lateral ventricles: dark voxels near the atlas's ventricles, in the atlas's space. A line is one "
+        "Volume of the lateral ventricles: fluid in and near the atlas's ventricles, in the atlas's space. A line is one "
         "generated identity, a dot one test scan, measured alike.",
         "Volume of the lateral ventricles against age, of generated identities and of test scans.",
         "brains/ventricles.parquet",

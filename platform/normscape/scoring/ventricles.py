@@ -39,22 +39,28 @@ def ventricle_region(cohort: PreparedCohort, growth_mm: float = GROWTH_MM) -> ND
     return (away_mm <= growth_mm) & (cohort.atlas_mask > 0)
 
 
-def fluid_threshold(parameters: Tensor) -> float:
-    """Half-way between fluid and grey matter, in z-scores under the mask.
+def fluid_levels(parameters: Tensor) -> tuple[float, float]:
+    """Mean intensities of fluid and of grey matter, in z-scores under the mask.
 
     Args:
         parameters: (N, 6) of `normscape.datasets.contrast`: means of fluid, grey and white matter, then variances.
     """
-    return float(parameters[:, :2].mean())
+    fluid, grey = parameters[:, :2].mean(0).tolist()
+    return fluid, grey
 
 
-def ventricle_volume_ml(z: NDArray[np.floating], region: NDArray[np.bool_], threshold: float, spacing_mm: float) -> float:
-    """Millilitres of the region that are darker than the threshold.
+def ventricle_volume_ml(
+    z: NDArray[np.floating], region: NDArray[np.bool_], levels: tuple[float, float], spacing_mm: float
+) -> float:
+    """Millilitres of fluid in the region. A voxel counts as wholly fluid at the fluid's level and below, as none at that of grey
+    matter and above, and in between by its share, so that half-filled voxels and blurred images change little.
 
     Args:
         z: (Z, Y, X), z-scores under the mask.
         region: bool (Z, Y, X), see `ventricle_region`.
-        threshold: see `fluid_threshold`.
+        levels: see `fluid_levels`.
         spacing_mm: side of a voxel.
     """
-    return float(np.count_nonzero(z[region] < threshold)) * spacing_mm**3 / 1000.0
+    fluid, grey = levels
+    share = ((grey - z[region]) / (grey - fluid)).clip(0, 1)
+    return float(share.sum(dtype=np.float64)) * spacing_mm**3 / 1000.0

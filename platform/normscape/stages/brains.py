@@ -40,7 +40,7 @@ from normscape.inversion.volumes import patch_grid
 from normscape.networks.generator import draw_latents
 from normscape.scoring.maps import REGION_SCHEMA, ScanMaps, on_grid, regions, scan_maps, unit_volume, usual_residual, with_image
 from normscape.scoring.metrics import auroc, resample_counts
-from normscape.scoring.ventricles import fluid_threshold, ventricle_region, ventricle_volume_ml
+from normscape.scoring.ventricles import fluid_levels, ventricle_region, ventricle_volume_ml
 from normscape.stages.core import StageContext
 from normscape.stages.files import read_json, write_json
 from normscape.stages.prepare import open_prepared
@@ -120,8 +120,8 @@ def _generated(work: _Work) -> dict[str, float]:
     by_column = {column: name for name, column in work.columns.items()}
     region = ventricle_region(cohort)
     train = work.scans_of("train")
-    threshold = fluid_threshold(work.source.contrast.parameters[torch.tensor(train)])
-    rows = [] if region is None else _scan_ventricles(work, region, threshold)
+    levels = fluid_levels(work.source.contrast.parameters[torch.tensor(train)])
+    rows = [] if region is None else _scan_ventricles(work, region, levels)
     metrics: dict[str, float] = {}
     if AGE_COLUMN in by_column and POSITION_COLUMN in by_column:
         generator, controllers = work.system.projector.generator, work.system.projector.controllers
@@ -144,7 +144,7 @@ def _generated(work: _Work) -> dict[str, float]:
                 brain = np.where(mask, made.result().numpy().clip(-1, 1), 0)
                 if region is not None:
                     z_scores = brain * INTENSITY_RANGE_SD
-                    volumes[i, j] = ventricle_volume_ml(z_scores, region & mask, threshold, cohort.spacing_mm)
+                    volumes[i, j] = ventricle_volume_ml(z_scores, region & mask, levels, cohort.spacing_mm)
                     rows.append(_ventricles("generated", str(i + 1), age, volumes[i, j]))
                 if i < SHOWN_IDENTITIES:
                     name = f"identity-{i + 1}_age-{age:g}.nii.gz"
@@ -160,14 +160,14 @@ def _generated(work: _Work) -> dict[str, float]:
     return metrics
 
 
-def _scan_ventricles(work: _Work, region: NDArray[np.bool_], threshold: float) -> list[dict[str, Any]]:
+def _scan_ventricles(work: _Work, region: NDArray[np.bool_], levels: tuple[float, float]) -> list[dict[str, Any]]:
     """The same measurement on the scans of the test subjects."""
     cohort, rows = work.source.cohort, []
     for scan in work.scans_of("test"):
         about = cohort.subjects.slice(scan, 1).to_pylist()[0]
         inside = region & (np.asarray(cohort.masks[scan]) > 0)
         z = unit_volume(work.source, scan) * INTENSITY_RANGE_SD
-        volume = ventricle_volume_ml(z, inside, threshold, cohort.spacing_mm)
+        volume = ventricle_volume_ml(z, inside, levels, cohort.spacing_mm)
         rows.append(_ventricles("scan", f"{about['subject']} {about['session']}".strip(), about["age_years"], volume))
     return rows
 

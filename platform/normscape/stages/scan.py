@@ -164,6 +164,7 @@ def score_scan(
     if not len(grid):
         raise DataError(f"{scan.path}: no patch with a side of {config.image_size} voxels holds enough of the brain")
     columns = {a.name: a.column or "" for a in config.value_attributes}
+    tell("patches", 0, len(grid))
     [maps] = scan_maps(
         grid, columns, model.rater, batch_size=config.brains.batch_size, progress=lambda n, of: tell("patches", n, of)
     )  # fmt: skip
