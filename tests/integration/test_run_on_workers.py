@@ -67,7 +67,7 @@ def test_an_interrupted_and_a_killed_run_end_with_the_numbers_of_an_undisturbed_
     wait_for(process, run, "gan-*.partial/checkpoint-00000032/state.json")
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    give_up = time.monotonic() + 60
+    give_up = time.monotonic() + 180  # on a machine that has other work to do
     while ray_processes(process.pid):
         assert time.monotonic() < give_up, "Ray outlives its driver"
         time.sleep(0.5)
