@@ -57,7 +57,8 @@ def _use(config: Config) -> str:
         "fixed. What the reconstruction misses and how far its style lies from the usual becomes the anomaly score.\n\n"
         f"- `image`: uint8 ({shape}), {side} {'pixels' if config.dims == 2 else 'voxels'}\n"
         f"- conditions: {known or 'none'}\n"
-        "- answer: `anomaly_score` (higher is more abnormal), `anomalous` (1 above the stored threshold), the scores of the "
+        + ("- `mask`: uint8, 1 in the brain, where residuals count\n" if config.data.source == "brain" else "")
+        + "- answer: `anomaly_score` (higher is more abnormal), `anomalous` (1 above the stored threshold), the scores of the "
         "other detectors, whitened lengths and residuals; with the parameter `reconstructions`, the reconstruction too"
     )
 
@@ -66,6 +67,7 @@ def _data(config: Config, prepare: Path, origin: Origin) -> str:
     split = read_json(prepare / "split.json")
     train, test = (len(split.get(part, [])) for part in ("train", "test"))
     file = f" (`{config.data.path.name}`)" if config.data.path else ""
+    file = f" ({split['cohort']})" if "cohort" in split else file
     return (
         f"- source: `{config.data.source}`{file}, {split.get('samples', 'unknown')} images\n"
         f"- split by subject: {train} for training, {test} for the test; no choice was made on test subjects\n"

@@ -99,6 +99,8 @@ def signature(config: Config, folders: Mapping[str, Path]) -> ModelSignature:
 
     shape = (-1, config.image_channels, *[config.image_size] * config.dims)
     inputs: list[ColSpec | TensorSpec] = [TensorSpec(np.dtype(np.uint8), shape, "image")]
+    if config.data.source == "brain":
+        inputs.append(TensorSpec(np.dtype(np.uint8), (-1, 1, *shape[2:]), "mask"))
     inputs += [TensorSpec(np.dtype(np.float64), (-1, a.output_dim), a.column) for a in config.value_attributes]
     table = pq.read_schema(folders["project"] / "projections.parquet")
     measured = [name for name in table.names if name.startswith(("length/", "residual_"))]
@@ -117,4 +119,5 @@ def input_example(config: Config, folders: Mapping[str, Path]) -> dict[str, Any]
     values = {
         a.column or "": np.full((EXAMPLES, a.output_dim), (a.value_min + a.value_max) / 2.0) for a in config.value_attributes
     }
-    return {"image": to_uint8(images).numpy()} | values
+    masks = {"mask": np.ones((EXAMPLES, 1, *images.shape[2:]), np.uint8)} if config.data.source == "brain" else {}
+    return {"image": to_uint8(images).numpy()} | masks | values

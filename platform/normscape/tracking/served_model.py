@@ -1,7 +1,8 @@
 """The registered model's code. MLflow runs this file when the model is loaded; nothing of it is pickled.
 
-Input, as named tensors: `image`, uint8 `(N, C, *S)`, and each known condition under its column's name (`angle_degrees`), float64
-`(N, D)` in natural units. Output: the table of `ScoredSystem.score`, one row an image.
+Input, as named tensors: `image`, uint8 `(N, C, *S)`, for brains `mask`, uint8 `(N, 1, *S)`, 1 in the brain, and each known
+condition under its column's name (`angle_degrees`), float64 `(N, D)` in natural units. Output: the table of
+`ScoredSystem.score`, one row an image.
 """
 
 from __future__ import annotations
@@ -9,14 +10,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import torch
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
 from normscape.stages.provenance import choose_device
 from normscape.stages.system import ScoredSystem
 
-IMAGE = "image"
+IMAGE, MASK = "image", "mask"
 SYSTEM = "system"
 """The artifact that holds the packaged system."""
 RECONSTRUCTIONS = "reconstructions"
@@ -47,7 +50,8 @@ class ScoringModel(PythonModel):
         """
         conditions = {a.name: model_input[a.column or ""] for a in self.system.config.value_attributes}
         wanted = bool((params or {}).get(RECONSTRUCTIONS, False))
-        table = self.system.score(model_input[IMAGE], conditions, reconstructions=wanted).to_pandas()
+        masks = torch.from_numpy(np.array(model_input[MASK])) > 0 if MASK in model_input else None
+        table = self.system.score(model_input[IMAGE], conditions, masks=masks, reconstructions=wanted).to_pandas()
         if wanted:
             shape = self.system.image_shape
             table["reconstruction"] = [flat.reshape(shape).tolist() for flat in table["reconstruction"]]
