@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -35,9 +35,6 @@ from normscape.preprocessing.reading import read_labels, read_scan
 from normscape.preprocessing.registration import register, warp, warp_mask, write_transform
 from normscape.preprocessing.settings import PreprocessingSettings
 from normscape.preprocessing.stripping import find_brain
-
-if TYPE_CHECKING:
-    pass
 
 T1_NAME, MASK_NAME, TRANSFORM_NAME, QUALITY_NAME = "t1.nii.gz", "mask.nii.gz", "to_scan.tfm", "quality.json"
 MAX_INTENSITY = 30_000.0
