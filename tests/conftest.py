@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,11 @@ from numpy.typing import NDArray
 from normscape.config import Config
 from normscape.datasets.prepared import SUBJECT_SCHEMA, PreparedCohort
 from normscape.datasets.samples import SampleSet, StoredImages
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk
+
+    from normscape.preprocessing.atlas import Atlas
 
 SUBJECTS, ANGLES = 6, 16
 
@@ -274,3 +279,25 @@ def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]
         pytest.skip("needs the permission to mount a small file system (root)")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture(scope="session")
+def atlas() -> Atlas:
+    """SRI24 at 4 mm."""
+    from normscape.preprocessing.atlas import load_atlas
+
+    return load_atlas(4)
+
+
+@pytest.fixture(scope="session")
+def known() -> sitk.AffineTransform:
+    """Points of the atlas to points of a moved scan: turned by 8 degrees, stretched, moved by up to 25 mm."""
+    import SimpleITK as sitk
+
+    angle = np.deg2rad(8.0)
+    turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+    transform = sitk.AffineTransform(3)
+    transform.SetMatrix((turn @ np.diag([1.08, 0.95, 1.04])).ravel().tolist())
+    transform.SetCenter([120.0, -110.0, 75.0])
+    transform.SetTranslation([15.0, -25.0, 10.0])
+    return transform

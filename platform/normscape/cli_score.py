@@ -22,7 +22,9 @@ STEPS = ["preprocess", "patches"]
 OLDEST = 130.0
 
 ScanArgument = Annotated[Path, typer.Argument(metavar="SCAN", help="A T1 scan, .nii or .nii.gz.")]
-AgeOption = Annotated[str | None, typer.Option("--age", metavar="YEARS", help="Age at the scan.")]
+AgeOption = Annotated[
+    str | None, typer.Option("--age", metavar="YEARS", help="Age at the scan; `unknown`: read it from the scan.")
+]
 SexOption = Annotated[str, typer.Option("--sex", metavar="M|F", help="For the page only.")]
 RunOption = Annotated[Path | None, typer.Option("--run", metavar="FOLDER", help="A finished run of an experiment on brains.")]
 ModelOption = Annotated[
@@ -91,7 +93,7 @@ def score_command(
             bar.progress(step, done, total, "patch" if step == "patches" else "scan")
 
         known = Scan(scan.resolve(), name, age_years=years, sex=to_sex(sex), mask=mask and mask.resolve())
-        result = score_scan(known, loaded, folder, progress=progress)
+        result = score_scan(known, loaded, folder, estimate_age=age is not None and years is None, progress=progress)
         page = build_scan_page(result, loaded.atlas.affine)
         write_summary(result)
     lines = [f"{len(result.regions)} regions above {result.threshold:.2f}; highest score {result.maps.score.max():.2f}"]

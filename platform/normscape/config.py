@@ -367,6 +367,9 @@ class BrainsConfig(Section):
     max_background: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
     """Largest share of a patch outside the brain; `data.max_background`, which the networks know, when empty. Voxels that only
     emptier patches would cover have no score."""
+    cases: Path | None = None
+    """Table of scans from outside the cohort that get anomaly maps, too: columns as for `normscape prepare table`, and maybe
+    `lesion` (a mask on the scan's grid) and `strip` (deepbet, hdbet, mask, or none). An unknown age is read from the scan."""
 
 
 class Config(Section):

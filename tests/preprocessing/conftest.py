@@ -9,28 +9,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from normscape.preprocessing.atlas import Atlas, load_atlas
+from normscape.preprocessing.atlas import Atlas
 
 SIDE = 64
 SPACING_MM = 4.0
-
-
-@pytest.fixture(scope="session")
-def atlas() -> Atlas:
-    """SRI24 at 4 mm."""
-    return load_atlas(4)
-
-
-@pytest.fixture(scope="session")
-def known() -> sitk.AffineTransform:
-    """Points of the atlas to points of the scans: turned by 8 degrees, stretched, moved by up to 25 mm."""
-    angle = np.deg2rad(8.0)
-    turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
-    transform = sitk.AffineTransform(3)
-    transform.SetMatrix((turn @ np.diag([1.08, 0.95, 1.04])).ravel().tolist())
-    transform.SetCenter([120.0, -110.0, 75.0])
-    transform.SetTranslation([15.0, -25.0, 10.0])
-    return transform
 
 
 @pytest.fixture(scope="session")

@@ -5,93 +5,23 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
-import torch
-from torch import Tensor
 
 from normscape.config import Config
 from normscape.datasets.cohort import Scan
 from normscape.errors import DataError, UserError
-from normscape.inversion.volumes import hann_window
-from normscape.preprocessing.atlas import LPS, Atlas, load_atlas
+from normscape.preprocessing.atlas import LPS
 from normscape.report.scan_page import build_scan_page
 from normscape.stages.scan import ScanModel, scan_model, score_scan, stripped_by
 
-SPACING_MM, SIDE = 4.0, 64
 BLOB_RADIUS_MM = 16.0
-
-
-class Brightness:
-    """Rates a patch by how bright it is, most of all in its middle; its reconstruction is black."""
-
-    def rate(self, images: Tensor, values: Mapping[str, Tensor], masks: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Mean intensity under mask and window, from 0 (black) to 1."""
-        assert masks is not None
-        assert values["age"].unique().tolist() == [63.0]
-        weight = masks * hann_window(images.shape[-1])
-        return ((images + 1) / 2 * weight).sum((1, 2, 3, 4)) / weight.sum((1, 2, 3, 4)), torch.full_like(images, -1.0)
-
-
-@pytest.fixture(scope="module")
-def atlas() -> Atlas:
-    """SRI24 at 4 mm."""
-    return load_atlas(4)
-
-
-@pytest.fixture(scope="module")
-def known() -> sitk.AffineTransform:
-    """Points of the atlas to points of the scan: turned by 8 degrees, stretched, moved by up to 25 mm."""
-    angle = np.deg2rad(8.0)
-    turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
-    transform = sitk.AffineTransform(3)
-    transform.SetMatrix((turn @ np.diag([1.08, 0.95, 1.04])).ravel().tolist())
-    transform.SetCenter([120.0, -110.0, 75.0])
-    transform.SetTranslation([15.0, -25.0, 10.0])
-    return transform
-
-
-@pytest.fixture(scope="module")
-def blob_mm(atlas: Atlas, known: sitk.AffineTransform) -> np.ndarray:
-    """Centre of the blob in the scan, LPS millimetres: a place in the front left of the atlas, off every axis of symmetry."""
-    place = atlas.image(atlas.mask).TransformContinuousIndexToPhysicalPoint([24.0, 37.0, 22.0])
-    return np.array(known.TransformPoint(place))
-
-
-@pytest.fixture(scope="module")
-def scan_path(atlas: Atlas, known: sitk.AffineTransform, blob_mm: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The moved atlas with a bright ball, axes in the order posterior, superior, right, as a NIfTI file."""
-    centre = np.array(known.TransformPoint(atlas.image(atlas.mask).TransformContinuousIndexToPhysicalPoint([30.0, 30.0, 19.0])))
-    direction = np.array([[0, 0, -1], [1, 0, 0], [0, 1, 0]], dtype=float)
-    grid = sitk.Image([SIDE] * 3, sitk.sitkFloat32)
-    grid.SetSpacing([SPACING_MM] * 3)
-    grid.SetDirection(direction.ravel().tolist())
-    grid.SetOrigin((centre - direction @ np.full(3, SPACING_MM * (SIDE - 1) / 2)).tolist())
-    head = sitk.Resample(atlas.image(atlas.t1), grid, known.GetInverse(), sitk.sitkLinear, 0.0)
-    values = sitk.GetArrayFromImage(head)
-    index = np.stack(np.meshgrid(*(np.arange(SIDE),) * 3, indexing="ij"), axis=-1)[..., ::-1]
-    points = index * SPACING_MM @ direction.T + head.GetOrigin()
-    inside = (np.linalg.norm(points - blob_mm, axis=-1) < BLOB_RADIUS_MM) & (values > 0)
-    assert inside.sum() > 150
-    values[inside] = 1.5 * values.max()
-    lit = sitk.GetImageFromArray(values)
-    lit.CopyInformation(head)
-    path = tmp_path_factory.mktemp("scan") / "odd.nii.gz"
-    sitk.WriteImage(lit, str(path))
-    return path
-
-
-@pytest.fixture
-def model(toy_brain_config: Callable[..., Config]) -> ScanModel:
-    """The stand-in with the preprocessing of the simulated cohort, for scans that are stripped already."""
-    config = toy_brain_config(data={"spacing_mm": 4.0, "background": "constant"}, brains={"stride": 2, "batch_size": 512})
-    made = stripped_by(scan_model(config, Brightness(), 0.6), "none", None)
-    return replace(made, settings=made.settings.model_copy(update={"bias_correction": False}))
 
 
 def test_the_map_lies_right(
@@ -135,6 +65,9 @@ def test_what_cannot_be_scored(scan_path: Path, model: ScanModel, tmp_path: Path
     """No age, a file that is no scan, four dimensions, a brain that is not one: one message each, naming the file."""
     with pytest.raises(DataError, match=r"odd\.nii\.gz: the age is not known.*Give --age"):
         score_scan(Scan(scan_path, "odd"), model, tmp_path)
+    blind = replace(model, rater=SimpleNamespace(rate=model.rater.rate))
+    with pytest.raises(UserError, match="no network that reads the age"):
+        score_scan(Scan(scan_path, "odd"), blind, tmp_path, estimate_age=True)
     text = tmp_path / "text.nii.gz"
     text.write_text("no image", encoding="utf-8")
     with pytest.raises(DataError, match=r"text\.nii\.gz: cannot be prepared \(read\)"):
@@ -156,14 +89,14 @@ def test_models_and_ways_to_strip(
 ) -> None:
     """A model of chairs is refused; scans are prepared as the cohort was, but for who finds the brain."""
     with pytest.raises(UserError, match="of chairs, not of brains"):
-        scan_model(toy_config(), Brightness(), 0.5)
+        scan_model(toy_config(), model.rater, 0.5)
     described = {
         "name": "some cohort",
         "source": "table",
         "settings": {"spacing_mm": 4, "strip": "mask", "bias_correction": False},
     }
     (tmp_path / "cohort.json").write_text(json.dumps(described))
-    own = scan_model(toy_brain_config(data={"spacing_mm": 4.0, "root": str(tmp_path)}), Brightness(), 0.5)
+    own = scan_model(toy_brain_config(data={"spacing_mm": 4.0, "root": str(tmp_path)}), model.rater, 0.5)
     assert (own.settings.bias_correction, own.cohort) == (False, "some cohort")
     assert np.array_equal(own.frame_mask, own.atlas.mask)
     assert stripped_by(own, None, None).settings.strip == "deepbet"
@@ -174,4 +107,14 @@ def test_models_and_ways_to_strip(
             stripped_by(own, how, None)
     (tmp_path / "cohort.json").write_text("[]")
     with pytest.raises(DataError, match="description of the cohort"):
-        scan_model(toy_brain_config(data={"spacing_mm": 4.0, "root": str(tmp_path)}), Brightness(), 0.5)
+        scan_model(toy_brain_config(data={"spacing_mm": 4.0, "root": str(tmp_path)}), model.rater, 0.5)
+
+
+def test_an_unknown_age_is_read_from_the_scan(scan_path: Path, model: ScanModel, tmp_path: Path) -> None:
+    """The median of what the age network reads, the same map as with that age given, and a note that says so."""
+    guessed = score_scan(Scan(scan_path, "odd"), model, tmp_path / "guessed", estimate_age=True)
+    given = score_scan(Scan(scan_path, "odd", age_years=63.0), model, tmp_path / "given")
+    assert guessed.scan.age_years == 63.0
+    np.testing.assert_array_equal(guessed.maps.score, given.maps.score)
+    assert any("63 years was read from the scan" in note for note in guessed.notes)
+    assert not any("read from the scan" in note for note in given.notes)

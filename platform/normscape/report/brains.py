@@ -69,13 +69,29 @@ def plots(source: Source) -> Iterator[Plot]:
         "brains/maps.npy",
         wide=True,
     )
+    if source.config.brains.cases is not None:
+        yield Plot(
+            "cases",
+            STAGE,
+            partial(cases, source),
+            "Cases from outside the cohort, in their own space: slices through the lesion, or through the highest score where "
+            "none is marked. Right: mean score of the patches at each voxel, from the threshold upwards. The lesion is outlined.",
+            "Slices of scans with lesions and of their anomaly maps.",
+            "brains/cases.npy",
+            wide=True,
+        )
 
 
 def content(source: Source) -> dict[str, Any] | None:
     """What the template shows beside the figures; None where the run has no such stage."""
     if STAGE not in source.folders:
         return None
-    return {"maps": map_table(source), "regions": region_table(source), "stride": source.config.brains.stride}
+    return {
+        "maps": map_table(source),
+        "regions": region_table(source),
+        "cases": case_table(source),
+        "stride": source.config.brains.stride,
+    }
 
 
 def headlines(source: Source) -> list[Headline]:
@@ -162,6 +178,22 @@ def maps(source: Source, theme: Theme) -> Figure | None:
     return framed(sheet, theme, list(zip(columns, heads, strict=True)), list(zip(places, names, strict=True)))
 
 
+def cases(source: Source, theme: Theme) -> Figure | None:
+    """Scan and score overlay, one case a row."""
+    pictures, table = source.array(STAGE, "cases.npy"), source.table(STAGE, "cases.parquet", "name", "reason")
+    threshold = float(source.json(STAGE, "slices.json").get("threshold", 0.5))
+    if pictures is None or table is None or not len(pictures):
+        return None
+    lines = []
+    for scan, score, lesion in (line[:, 0] for line in pictures):
+        values = np.where(score > 0, (score.astype(np.float32) - 1) / 254, 0)
+        lines.append([outlined(picture, lesion > 0) for picture in (_grey(scan), overlay(scan, values, threshold))])
+    sheet, columns, places = _sheet(lines)
+    names = [str(name) for name, reason in zip(table["name"], table["reason"], strict=True) if not reason]
+    heads = ("scan", f"score above {threshold:.2f}")
+    return framed(sheet, theme, list(zip(columns, heads, strict=True)), list(zip(places, names, strict=True)))
+
+
 def overlay(
     grey: NDArray[np.uint8], score: NDArray[np.floating], threshold: float, *, opacity: float = 0.65
 ) -> NDArray[np.uint8]:
@@ -233,6 +265,28 @@ def map_table(source: Source) -> Grid | None:
     note = "Areas under the ROC curve are over the voxels of the brain, blot against the rest: examples, not a test. "
     note += "Times are for both maps of a scan."
     return Grid([*head, "Covered", "Time"], lines, "Anomaly maps", note)
+
+
+def case_table(source: Source) -> Grid | None:
+    """One row a case from outside the cohort."""
+    table = source.table(STAGE, "cases.parquet", "name", "age_years", "peak_score", "score_auroc", "residual_auroc", "reason")
+    if table is None:
+        return None
+    lines = []
+    for i in range(rows(table)):
+        if table["reason"][i]:
+            lines.append([str(table["name"][i]), *[""] * 7, f"not mapped: {table['reason'][i]}"])
+            continue
+        estimated = bool(table["age_estimated"][i])
+        marked = np.isfinite(table["lesion_ml"][i])
+        age = f"{table['age_years'][i]:.0f} years" + (", read from the scan" if estimated else "")
+        cells = [str(table["name"][i]), age, f"{number(table['lesion_ml'][i], 1)} ml" if marked else "not marked"]
+        cells += [number(table["peak_score"][i]), ("yes" if table["peak_in_lesion"][i] else "no") if marked else ""]
+        cells += [number(table[f"{name}_auroc"][i]) if marked else "" for name in ("score", "residual")]
+        lines.append([*cells, str(int(table["regions"][i])), ""])
+    head = ["Case", "Age", "Lesion", "Peak score", "Peak in lesion", "AUROC score", "AUROC residual", "Regions", ""]
+    note = "Areas under the ROC curve are over the voxels of the brain, lesion against the rest: single cases, not a test."
+    return Grid(head, lines, "Cases from outside the cohort", note)
 
 
 def region_table(source: Source) -> Grid | None:

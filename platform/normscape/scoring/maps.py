@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +32,14 @@ class PatchRater(Protocol):
 
     def rate(self, images: Tensor, values: Mapping[str, Tensor], masks: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Scores (B,), higher is more abnormal, and reconstructions (B, 1, *S) of patches (B, 1, *S) in [-1, 1]."""
+
+
+@runtime_checkable
+class ValueReader(Protocol):
+    """What reads an attribute's value from patches: a finished system does."""
+
+    def read(self, name: str, images: Tensor) -> Tensor:
+        """Values (B, D) of an attribute, in its unit, as its auxiliary network sees them in patches (B, 1, *S) in [-1, 1]."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ Writes, volumes as NIfTI on the atlas's grid:
   training patches at the same place;
 - `regions.parquet`: name, and the columns of `normscape.scoring.maps.REGION_SCHEMA`, above the main detector's threshold;
 - `generated.npy` uint8 (identities, ages, 1, H, W), `maps.npy` uint8 (maps, 5, 1, H, W): slices for the page, described in
-  `slices.json`; the five are scan, reconstruction, score, residual_ratio and blot.
+  `slices.json`; the five are scan, reconstruction, score, residual_ratio and blot;
+- with `brains.cases` also what `normscape.stages.cases` writes.
 
 A map that was finished before the stage was cut off is not made again.
 """
@@ -41,9 +42,11 @@ from normscape.networks.generator import draw_latents
 from normscape.scoring.maps import REGION_SCHEMA, ScanMaps, on_grid, regions, scan_maps, unit_volume, usual_residual, with_image
 from normscape.scoring.metrics import auroc, resample_counts
 from normscape.scoring.ventricles import fluid_levels, ventricle_region, ventricle_volume_ml
+from normscape.stages.cases import map_cases
 from normscape.stages.core import StageContext
 from normscape.stages.files import read_json, write_json
 from normscape.stages.prepare import open_prepared
+from normscape.stages.scan import scan_model
 from normscape.stages.shards import written_aside
 from normscape.stages.system import ScoredSystem, projecting_with
 from normscape.training.seeding import seeded
@@ -107,8 +110,13 @@ def run(context: StageContext) -> dict[str, float]:
         raise DataError(f"stage brains needs data.source brain, found {config.data.source}")
     system = ScoredSystem.load(projecting_with(config, config.brains.steps), context.inputs, context.device)
     work = _Work(context, system, samples.images, read_json(context.inputs["prepare"] / "split.json"))
-    metrics = _generated(work)
-    return metrics | _mapped(work)
+    metrics = _generated(work) | _mapped(work)
+    if config.brains.cases is not None:
+        model = scan_model(system.config, system, system.threshold)
+        map_cases(
+            config.brains.cases, model, context.folder, progress=lambda done, of: context.recorder.progress(done, of, "patch")
+        )  # fmt: skip
+    return metrics
 
 
 # ---- generated brains --------------------------------------------------------------------------------------------------

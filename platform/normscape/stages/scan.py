@@ -34,7 +34,7 @@ from normscape.errors import DataError, UserError
 from normscape.preprocessing.atlas import LPS, Atlas, load_atlas
 from normscape.preprocessing.scan import MASK_NAME, T1_NAME, TRANSFORM_NAME, PreparedScan, prepare_scan
 from normscape.preprocessing.settings import PreprocessingSettings
-from normscape.scoring.maps import PatchRater, ScanMaps, on_grid, regions, scan_maps
+from normscape.scoring.maps import PatchRater, ScanMaps, ValueReader, on_grid, regions, scan_maps
 from normscape.stages.files import read_json
 
 MAP_NAME, RESIDUAL_NAME, REGIONS_NAME = "anomaly_map.nii.gz", "residual_map.nii.gz", "regions.csv"
@@ -125,7 +125,12 @@ def scan_model(config: Config, rater: PatchRater, threshold: float, *, cohort_fi
 
 
 def score_scan(
-    scan: Scan, model: ScanModel, folder: Path, *, progress: Callable[[str, int, int], None] | None = None
+    scan: Scan,
+    model: ScanModel,
+    folder: Path,
+    *,
+    estimate_age: bool = False,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> ScoredScan:
     """Preprocess a scan, map it, and write the map in the scan's own space.
 
@@ -133,17 +138,19 @@ def score_scan(
         scan: its file, and what is known of the subject.
         model: what to score with.
         folder: receives the files; made when it does not exist.
+        estimate_age: an age that is not known is read from the scan by the age network: the median over its patches.
         progress: told (step, done, in all).
 
     Raises:
         DataError: the scan cannot be prepared, the age is missing, or no patch holds enough of the brain.
         UserError: a package that the preprocessing needs is not installed.
     """
-    if scan.age_years is None and any(a.column == AGE_COLUMN for a in model.config.value_attributes):
+    age = next((a.name for a in model.config.value_attributes if a.column == AGE_COLUMN), None)
+    if scan.age_years is None and age is not None and not estimate_age:
         raise DataError(
             f"{scan.path.name}: the age is not known. The model compares a brain with brains of the same age: without it an old "
-            "brain would look ill, and a young one with wide ventricles well; there is no form without to fall back on. Give "
-            "--age YEARS"
+            "brain would look ill, and a young one with wide ventricles well. Give --age YEARS, or --age unknown to have it read "
+            "from the scan itself, which hides what makes a brain look older than it is"
         )
 
     def tell(step: str, done: int, total: int) -> None:
@@ -163,6 +170,10 @@ def score_scan(
     )  # fmt: skip
     if not len(grid):
         raise DataError(f"{scan.path}: no patch with a side of {config.image_size} voxels holds enough of the brain")
+    guessed = scan.age_years is None and age is not None
+    if guessed:
+        scan = replace(scan, age_years=_read_age(age or "", grid, model))
+        grid = replace(grid, cohort=_patches(scan, prepared, model, folder).cohort)
     columns = {a.name: a.column or "" for a in config.value_attributes}
     tell("patches", 0, len(grid))
     [maps] = scan_maps(
@@ -170,7 +181,20 @@ def score_scan(
     )  # fmt: skip
     found = _write(scan, prepared, maps, model, folder)
     mask = np.asarray(source.cohort.masks[0])
-    return ScoredScan(scan, prepared, maps, mask, found, model.threshold, folder, _notes(scan, prepared, maps, model, mask))
+    notes = _notes(scan, prepared, maps, model, mask)
+    if guessed:
+        notes = (f"The age was not given: {scan.age_years:.0f} years was read from the scan by the age network.", *notes)
+    return ScoredScan(scan, prepared, maps, mask, found, model.threshold, folder, notes)
+
+
+def _read_age(name: str, grid: PatchSource, model: ScanModel) -> float:
+    """Median over the patches of what the age network reads, within the ages that the model knows."""
+    if not isinstance(model.rater, ValueReader):
+        raise UserError("--age unknown: this model holds no network that reads the age from a scan; give --age YEARS")
+    rows = torch.arange(len(grid)).split(model.config.brains.batch_size)
+    years = torch.cat([model.rater.read(name, grid.draw(part)[0]) for part in rows]).median().item()
+    attribute = next(a for a in model.config.value_attributes if a.name == name)
+    return min(max(years, attribute.value_min), attribute.value_max)
 
 
 def _patches(scan: Scan, prepared: PreparedScan, model: ScanModel, folder: Path) -> PatchSource:

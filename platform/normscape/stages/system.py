@@ -26,6 +26,7 @@ from normscape.datasets.prepared import COHORT_NAME
 from normscape.datasets.samples import to_uint8, to_unit_range
 from normscape.errors import CheckpointError, DataError, UserError
 from normscape.inversion.projector import Projection, Projector
+from normscape.networks.auxiliary import denormalize_value
 from normscape.scoring.detectors import Array, Detector, TailDetector, ThresholdDetector
 from normscape.scoring.forest import ForestDetector
 from normscape.stages.files import read_json
@@ -184,6 +185,12 @@ class ScoredSystem:
         columns = condition_columns(self.config, values) | projection_columns(self.projector, projection)
         fitted = self.detectors[MAIN_DETECTOR]
         return torch.from_numpy(fitted.detector.decision_function(_matrix(columns, fitted))), projection.images
+
+    @torch.no_grad()
+    def read(self, name: str, images: Tensor) -> Tensor:
+        """What an attribute's auxiliary network reads from images `(B, C, *S)` in [-1, 1]: `(B, D)`, in the attribute's unit."""
+        network = self.projector.auxiliaries[name]
+        return denormalize_value(network.attribute, network(images.to(self.projector.device))).cpu()
 
     def _batch(self, images: Tensor, values: Mapping[str, Tensor], masks: Tensor | None, reconstructions: bool) -> pa.Table:
         projection = self.projector.project(images, values, masks)
