@@ -231,10 +231,15 @@ class GanConfig(Section):
     """Decay of the running mean path length."""
     reconstruction_weight: NonNegativeFloat = 0.0
     """Weight of the L1 residual of real images rebuilt through the encoder; 0, as in the thesis, leaves the encoder out."""
+    code_dropout: Fraction = 0.0
+    """Share of the real images that are rebuilt from their known values alone, all else zero: so the generator learns what is
+    usual under these conditions. Beyond the thesis, like the encoder; classifier-free guidance trains alike (Ho 2022)."""
     warmup_steps: NonNegativeInt = 0
     """First steps that only reconstruct, without discriminator and contrastive loss; needs a `reconstruction_weight`."""
     warmup_learning_rate: PositiveFloat | None = None
     """Learning rate of generator and encoder in the warm-up; `learning_rate` when empty."""
+    warmup_beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Adam's first decay for generator and encoder in the warm-up; later it is 0."""
     ema_half_life_images: PositiveInt = 10_000
     """Half-life, in images, of the averaged generator."""
     checkpoint_interval: PositiveInt = 1000
@@ -348,6 +353,15 @@ class ScoringConfig(Section):
     """Resamplings of subjects for the 95 % intervals."""
 
 
+class NormalsConfig(Section):
+    """What is usual at each place of the atlas; only for `data.source: brain`."""
+
+    samples: PositiveInt = 8192
+    """Normal training patches whose residuals are gathered."""
+    smoothing_mm: PositiveFloat = 1.0
+    """Standard deviation of the Gaussian that pools neighbouring voxels."""
+
+
 class BrainsConfig(Section):
     """Whole brains from overlapping patches (thesis II.B, IV.B); only for `data.source: brain`."""
 
@@ -409,6 +423,8 @@ class Config(Section):
     """Controllers."""
     latents: LatentsConfig = LatentsConfig()
     """Style space."""
+    normals: NormalsConfig = NormalsConfig()
+    """Usual residuals at each place."""
     projection: ProjectionConfig = ProjectionConfig()
     """Projection."""
     scoring: ScoringConfig = ScoringConfig()

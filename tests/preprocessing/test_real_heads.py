@@ -56,7 +56,7 @@ def test_from_a_raw_head_to_the_atlas(head: Path, tmp_path: Path) -> None:
     assert found.good, found.reason
     assert found.flags == ()
     assert found.measured["atlas_dice"] >= 0.94
-    assert 1100 < found.measured["brain_volume_ml"] < 1900
+    assert 1100 < found.measured["brain_volume_ml"] < 2100  # Colin27 lies in MNI space, which is large
     t1, mask = (sitk.GetArrayFromImage(sitk.ReadImage(str(found.folder / name))) for name in (T1_NAME, MASK_NAME))
     assert t1.shape == atlas.mask.shape
     assert (t1[mask == 0] == 0).all()

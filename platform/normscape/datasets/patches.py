@@ -101,17 +101,23 @@ class PatchSource:
     def values(self) -> dict[str, Tensor]:
         """Columns of all patches: `age_years` (P, 1); `position_mm` (P, 3), the middle of the patch in RAS millimetres from the
         middle of the atlas mask's bounding box; `contrast` (P, 6), zero, where it is shifted in training."""
-        found = np.argwhere(self.cohort.atlas_mask)
-        middle = self.cohort.world((found.min(0) + found.max(0)).astype(np.float64) / 2)
+        frame = self.position_frame()
         place = self.center.astype(np.float64) - (self.side // 2 - (self.side - 1) / 2)
         ages = self.cohort.subjects["age_years"].to_numpy()
         columns = {
             AGE_COLUMN: torch.from_numpy(ages[self.scan].astype(np.float32)).unsqueeze(1),
-            POSITION_COLUMN: torch.from_numpy((self.cohort.world(place) - middle).astype(np.float32)),
+            POSITION_COLUMN: torch.from_numpy((place @ frame[:3, :3].T + frame[:3, 3]).astype(np.float32)),
         }
         if self.shifts is not None:
             columns[CONTRAST_COLUMN] = torch.zeros(1, len(self.shifts.std)).expand(len(self), -1)
         return columns
+
+    def position_frame(self) -> NDArray[np.float64]:
+        """(4, 4), index (z, y, x, 1) to RAS millimetres from the middle of the atlas mask's bounding box."""
+        found = np.argwhere(self.cohort.atlas_mask)
+        frame = np.array(self.cohort.affine, np.float64)
+        frame[:3, 3] -= self.cohort.world((found.min(0) + found.max(0)).astype(np.float64) / 2)
+        return frame
 
     def people(self) -> tuple[tuple[str, ...], Tensor]:
         """The persons with patches, sorted, and of which of them each patch is, int64 (P,)."""

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from normscape.config import Config
+from normscape.datasets.patches import POSITION_COLUMN
+from normscape.inversion.normals import ATLAS, CONDITIONS, ENCODED, Normals
 from normscape.inversion.style_space import StyleSpace
 from normscape.losses.masked import as_mask, neighbourhoods, resampled, weighted_mean, within, worst, worst_share
 from normscape.losses.reconstruction import Features, feature_distances, feature_residuals, pixel_residual
@@ -62,6 +64,7 @@ class Projector:
         auxiliaries: attribute name to frozen network; their outputs are compared too.
         discriminator: frozen; its feature maps are compared too.
         encoder: frozen; gives the start when the configuration says so.
+        normals: usual residuals at each place, where positions are known; residuals are then compared with them, too.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class Projector:
         auxiliaries: Mapping[str, AuxiliaryNetwork] | None = None,
         discriminator: Discriminator | None = None,
         encoder: Encoder | None = None,
+        normals: Normals | None = None,
     ) -> None:
         self.settings = config.projection
         self.generator, self.controllers, self.features = generator, controllers, features
@@ -82,6 +86,8 @@ class Projector:
         if self.settings.start == "encoder" and encoder is None:
             raise ValueError("projection.start is encoder, and there is no encoder")
         self.device = generator.constant.device
+        self.normals = None if normals is None else normals.to(self.device)
+        self.place = next((a.name for a in config.value_attributes if a.column == POSITION_COLUMN), None)
         self.space = {name: part.to(self.device) for name, part in space.items()}
         self.free = tuple(name for name in generator.subspaces if name not in controllers)
         self.radii = {name: self.settings.radius or self.space[name].radius(self.settings.radius_quantile) for name in self.free}
@@ -110,6 +116,26 @@ class Projector:
     @staticmethod
     def _length(u: Tensor) -> Tensor:
         return (u.square().sum(2) + 1e-12).sqrt()
+
+    @property
+    def unoptimised(self) -> tuple[str, ...]:
+        """Kinds of reconstruction that need no optimisation."""
+        return (ATLAS, CONDITIONS) if self.encoder is None else (ATLAS, CONDITIONS, ENCODED)
+
+    @torch.no_grad()
+    def rebuilt_at_start(self, kind: str, images: Tensor, values: Mapping[str, Tensor]) -> Tensor:
+        """Reconstructions `(B, C, *S)` without optimisation, see `normscape.inversion.normals`."""
+        images = images.to(self.device)
+        if kind == ATLAS:
+            return torch.zeros_like(images)
+        if kind == ENCODED and self.encoder is not None:
+            latents = self.encoder(images, {name: value.to(self.device) for name, value in values.items()})
+        else:
+            latents = torch.zeros(len(images), sum(self.generator.subspaces.values()), device=self.device)
+        styles = self.generator.mapping(latents)
+        for name, style in self.encode(values).items():
+            styles[:, self.generator.subspace_slice(name)] = style
+        return self.generator.synthesize(styles)
 
     @torch.no_grad()
     def start(self, images: Tensor, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -189,6 +215,8 @@ class Projector:
         - `patch8`, `patch5`, `patch4`: the worst neighbourhood of an eighth, a fifth and a quarter of the side, where differences
           of opposite sign cancel: a shifted edge leaves little, a foreign patch all of it.
         - `peak8`: `patch8` against the mean over all neighbourhoods: how local the difference is, whatever its size.
+        - `atlas_z...`, `conditions_z...`, `encoded_z...`: of the reconstructions that need no optimisation, against what is usual
+          for normal patches at the same place, see `normscape.inversion.normals`; where positions are known.
         - `ssim`: 1 - SSIM; in 3D, and where it is the loss.
         - `feature<i>`: of the perceptual features; `discriminator<i>`: of the discriminator's, from fine to coarse: the mean over
           the places, and at the worst place (`..._worst`).
@@ -225,6 +253,11 @@ class Projector:
         }
         if images.ndim == 5 or self.settings.perceptual == "ssim":
             result["ssim"] = 1 - structural_similarity(rebuilt, images, mask)
+        if self.normals is not None and self.place is not None:
+            for kind in self.unoptimised:
+                left = images - within(self.rebuilt_at_start(kind, images, values), images, mask)
+                found = self.normals.excess(kind, left, values[self.place], mask)
+                result |= {f"{kind}_{name}": value for name, value in found.items()}
         maps = {"feature": (self.features(rebuilt), target)}
         if self.discriminator is not None:
             maps["discriminator"] = (self.discriminator.features(rebuilt), self.discriminator.features(images))

@@ -21,6 +21,8 @@ FeatureSet = Literal["thesis", "residuals"]
 LENGTH_PREFIX = "length/"
 RESIDUAL_PREFIX = "residual_"
 L1_COLUMN = "residual_l1"
+ATLAS_COLUMN = "residual_atlas_z4"
+"""The yardstick: how unlike the mean of the normal images at its place the worst quarter of a patch's side is."""
 ID_COLUMNS = ("sample_id", "subject", "split", "label")
 SPLITS = ("train", "test")
 CALIBRATION = "calibration"

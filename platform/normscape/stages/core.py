@@ -118,9 +118,16 @@ STAGES: tuple[Stage, ...] = (
     Stage("controllers", ("controllers",), ("auxiliary", "gan"), module="normscape.stages.controllers"),
     Stage("latents", ("latents",), ("auxiliary", "gan"), module="normscape.stages.latents"),
     Stage(
+        "normals",
+        ("normals",),
+        ("prepare", "auxiliary", "gan", "controllers", "latents"),
+        module="normscape.stages.normals",
+        source="brain",
+    ),
+    Stage(
         "project",
         ("projection",),
-        ("prepare", "auxiliary", "gan", "controllers", "latents"),
+        ("prepare", "auxiliary", "gan", "controllers", "latents", "normals"),
         version=3,
         module="normscape.stages.project",
     ),
@@ -128,7 +135,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "brains",
         ("brains",),
-        ("prepare", "auxiliary", "gan", "controllers", "latents", "project", "score"),
+        ("prepare", "auxiliary", "gan", "controllers", "latents", "normals", "project", "score"),
         module="normscape.stages.brains",
         source="brain",
     ),

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from normscape.config import Config
 from normscape.errors import CheckpointError
+from normscape.inversion.normals import Normals
 from normscape.inversion.projector import Projector
 from normscape.inversion.style_space import StyleSpace, from_tensors
 from normscape.losses.reconstruction import perceptual_features
@@ -20,6 +21,8 @@ from normscape.networks.discriminator import Discriminator
 from normscape.networks.encoder import Encoder
 from normscape.networks.generator import Generator
 from normscape.training.checkpoint import load_module
+
+NORMALS_NAME = "normals.safetensors"
 
 
 def load_auxiliaries(config: Config, folder: Path, device: torch.device) -> dict[str, AuxiliaryNetwork]:
@@ -82,8 +85,23 @@ def load_style_space(folder: Path) -> StyleSpace:
         raise CheckpointError(f"{path}: not a readable style space ({error})") from error
 
 
+def load_normals(folder: Path) -> Normals | None:
+    """What a finished `normals` folder holds; None where the experiment knows no positions.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    path = folder / NORMALS_NAME
+    if not path.exists():
+        return None
+    try:
+        return Normals.from_tensors(load_file(path))
+    except (SafetensorError, OSError, KeyError) as error:
+        raise CheckpointError(f"{path}: not readable usual residuals ({error})") from error
+
+
 def load_projector(config: Config, folders: Mapping[str, Path], device: torch.device) -> Projector:
-    """Everything that projects an image, from finished `auxiliary`, `gan`, `controllers` and `latents` folders."""
+    """Everything that projects an image, from finished `auxiliary`, `gan`, `controllers`, `latents` and, of brains, `normals`."""
     auxiliaries = load_auxiliaries(config, folders["auxiliary"], device)
     return Projector(
         config,
@@ -94,4 +112,5 @@ def load_projector(config: Config, folders: Mapping[str, Path], device: torch.de
         auxiliaries=auxiliaries,
         discriminator=load_discriminator(config, folders["gan"], device),
         encoder=load_encoder(config, folders["gan"], device),
+        normals=load_normals(folders["normals"]) if "normals" in folders else None,
     )

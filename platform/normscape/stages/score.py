@@ -14,7 +14,7 @@ ones by. Else they are chosen on the train split, as in the thesis. Test labels 
 - `detectors.json`: features and threshold of each detector;
 - `forest.skops` + `forest.json`, `grid.parquet`, `importance.parquet`; for every other forest `<detector>.skops` + `.json`,
   `grid-<detector>.parquet`, `importance-<detector>.parquet`; `l1.json`;
-  `unsupervised.safetensors`.
+  `unsupervised.safetensors`; of brains `atlas.json`, a yardstick without a generator.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from normscape.config import ScoringConfig
 from normscape.errors import DataError
 from normscape.scoring.detectors import Array, Detector, Labels, TailDetector, ThresholdDetector, out_of_fold
 from normscape.scoring.features import (
+    ATLAS_COLUMN,
     CALIBRATION,
     L1_COLUMN,
     FeatureSet,
@@ -133,6 +134,8 @@ def _fit_all(table: Projections, context: StageContext) -> dict[str, _Scored]:
     if other_residuals(names):  # the other feature set as well: what the further residuals add is always on the table
         other: FeatureSet = "residuals" if scoring.features == "thesis" else "thesis"
         plan.append((f"forest_{other}", feature_columns(names, other, values, path=table.path), forest))
+    if ATLAS_COLUMN in names:
+        plan.append(("atlas", [ATLAS_COLUMN], ThresholdDetector))
     plan.append(("unsupervised", evidence_columns(names), TailDetector))
 
     train, calibration = table.split == "train", table.split == CALIBRATION

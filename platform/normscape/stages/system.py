@@ -40,9 +40,10 @@ PARTS: dict[str, tuple[str, ...]] = {
     "gan": ("generator.safetensors", "discriminator.safetensors", "encoder.safetensors"),
     "controllers": ("*.safetensors",),
     "latents": ("style_space.safetensors",),
-    "score": ("*.skops", "forest*.json", "l1.json", "unsupervised.safetensors", "detectors.json"),
+    "normals": ("normals.safetensors",),
+    "score": ("*.skops", "forest*.json", "l1.json", "atlas.json", "unsupervised.safetensors", "detectors.json"),
 }
-"""Stages whose folders make the system, and their files that belong to it."""
+"""Stages whose folders make the system, as far as the experiment has them, and their files that belong to it."""
 _PERCEPTUAL = "perceptual"
 
 
@@ -275,7 +276,7 @@ def finished_folders(config: Config, run_folder: Path) -> dict[str, Path]:
     """
     status = stage_status(config, run_folder.resolve().parent)
     found = {stage.name: stage.folder for stage in status if stage.state == "finished" and stage.folder is not None}
-    missing = [name for name in PARTS if name not in found]
+    missing = [stage.name for stage in status if stage.name in PARTS and stage.name not in found]
     if missing:
         raise UserError(f"{run_folder}: not finished yet: {', '.join(missing)}; run it to its end first")
     return found
@@ -293,11 +294,10 @@ def write_package(config: Config, folders: Mapping[str, Path], destination: Path
     (destination / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
     if config.data.root is not None:  # how its scans were prepared: a new one has to be, too
         shutil.copyfile(config.data.root / COHORT_NAME, destination / COHORT_NAME)
-    for stage, patterns in PARTS.items():
+    for stage in filter(folders.__contains__, PARTS):
         (destination / stage).mkdir()
-        for pattern in patterns:
-            for path in folders[stage].glob(pattern):
-                shutil.copyfile(path, destination / stage / path.name)
+        for path in _files(folders, stage):
+            shutil.copyfile(path, destination / stage / path.name)
     weights = config.projection.perceptual_path
     if weights is not None:
         (destination / _PERCEPTUAL).mkdir()
@@ -307,12 +307,17 @@ def write_package(config: Config, folders: Mapping[str, Path], destination: Path
 def system_digest(folders: Mapping[str, Path]) -> str:
     """Digest of a system's files and of the scores that it gave: two trainings of one configuration differ."""
     found = hashlib.sha256()
-    for stage, patterns in PARTS.items():
-        for path in sorted({path for pattern in patterns for path in folders[stage].glob(pattern)}):
+    for stage in filter(folders.__contains__, PARTS):
+        for path in _files(folders, stage):
             found.update(f"{stage}/{path.name}".encode())
             found.update(path.read_bytes())
     found.update((folders["score"] / "scores.parquet").read_bytes())
     return found.hexdigest()
+
+
+def _files(folders: Mapping[str, Path], stage: str) -> list[Path]:
+    """A stage's files that belong to the system, sorted."""
+    return sorted({path for pattern in PARTS[stage] for path in folders[stage].glob(pattern)})
 
 
 def _matrix(columns: Mapping[str, NDArray[np.float32]], fitted: FittedDetector) -> Array:

@@ -172,7 +172,7 @@ class GanTrainer:
         if self.encoder is not None:
             assert real is not None, "reconstruction needs real images"
             assert values is not None, "reconstruction needs the images' known values"
-            z.append(self.encoder(real, values))
+            z.append(self._with_dropped_codes(self.encoder(real, values), random))
         parts, batch = len(z), settings.batch_size
         rows = torch.cat([self.rows + i * batch for i in range(parts)])
         images = self.generator(torch.cat(z), self._noise(random, parts * batch, rows)).chunk(parts)
@@ -197,6 +197,17 @@ class GanTrainer:
         self._update(torch.stack(losses).sum(), *filter(None, (self.optimizer_g, self.optimizer_e)))
         self.discriminator.requires_grad_(True)
         return measured
+
+    def _with_dropped_codes(self, z: Tensor, random: torch.Generator) -> Tensor:
+        """Some rows with zeros for all that comes from the image: those are rebuilt from their known values alone."""
+        share = self.config.gan.code_dropout
+        if share == 0:
+            return z
+        dropped = (torch.rand(self.config.gan.batch_size, generator=random) < share)[self.rows].to(z.device)
+        keep = torch.ones(z.shape[1], device=z.device)
+        for name in self.encoder.seen if self.encoder is not None else ():
+            keep[self.generator.subspace_slice(name)] = 0.0
+        return torch.where(dropped[:, None], z * keep, z)
 
     def _contrastive(self, fake: Tensor) -> tuple[Tensor, dict[str, ContrastiveTerm]]:
         """The loss of the whole global batch; its gradient reaches this worker's rows only."""
@@ -244,7 +255,7 @@ class GanTrainer:
         measured: dict[str, Tensor] = {}
         adversarial = step >= settings.warmup_steps
         if settings.warmup_steps:
-            self._set_learning_rate(adversarial)
+            self._set_rates(adversarial)
         if adversarial:
             measured |= self.discriminator_phase(real, step)
             if settings.r1_gamma > 0 and step % settings.r1_interval == 0:
@@ -258,13 +269,15 @@ class GanTrainer:
                     torch._foreach_lerp_(list(averaged.parameters()), list(network.parameters()), 1 - self.ema_decay)
         return measured
 
-    def _set_learning_rate(self, adversarial: bool) -> None:
-        """Generator and encoder learn at the warm-up's rate until the discriminator joins in."""
+    def _set_rates(self, adversarial: bool) -> None:
+        """Generator and encoder learn at the warm-up's rates until the discriminator joins in."""
         settings = self.config.gan
         rate = settings.learning_rate if adversarial else settings.warmup_learning_rate or settings.learning_rate
+        beta1 = 0.0 if adversarial else settings.warmup_beta1
         for optimizer in filter(None, (self.optimizer_g, self.optimizer_e)):
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["lazy_factor"]
+                group["betas"] = (beta1, group["betas"][1])
 
     def _update(self, loss: Tensor, *optimizers: torch.optim.Optimizer) -> None:
         for optimizer in optimizers:

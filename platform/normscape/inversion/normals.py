@@ -1,0 +1,162 @@
+"""What normal images leave unexplained at each place of the atlas, and by how much a new image leaves more.
+
+A residual means little by itself: folded cortex is rebuilt worse than white matter, whatever its health. So the signed
+residuals of normal training patches are gathered on the atlas's grid, their mean and standard deviation at each voxel kept, and
+the residual of a new patch is divided by them, as in normative modelling (Marquand et al. 2016). Beyond the thesis, whose only
+residual is the mean absolute one. Three reconstructions that need no optimisation have statistics:
+
+- `atlas`: nothing, so that the usual residual is the mean image and the excess says how unlike the normal images themselves a
+  patch is: a yardstick that needs no generator;
+- `conditions`: the generator at the known conditions and at latents of zero for everything else: with `gan.code_dropout` it is
+  trained to give the mean of what is normal under these conditions there;
+- `encoded`: the generator at the encoder's answer, where there is an encoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor
+
+from normscape.losses.masked import neighbourhoods, weighted_mean, worst
+
+ATLAS, CONDITIONS, ENCODED = "atlas", "conditions", "encoded"
+FRACTIONS = (8, 5, 4, 3)
+"""Neighbourhoods have these fractions of a patch's side."""
+PSEUDO_PATCHES = 4.0
+"""Weight of the mean over all places, in patches: it steadies places that few patches cover."""
+LEAST_SHARE = 0.1
+"""Least standard deviation at a place, as a share of the one over all places."""
+
+
+@dataclass(frozen=True)
+class Normals:
+    """Usual residuals on the atlas's grid.
+
+    Attributes:
+        mean: kind of reconstruction to float32 (Z, Y, X), in units of the images.
+        std: likewise.
+        frame: float64 (4, 4), index (z, y, x, 1) to the position in millimetres that patches are known by.
+    """
+
+    mean: Mapping[str, Tensor]
+    std: Mapping[str, Tensor]
+    frame: Tensor
+
+    def to(self, device: torch.device) -> Normals:
+        """The same on another device; the frame stays on the CPU."""
+        mean, std = ({kind: volume.to(device) for kind, volume in part.items()} for part in (self.mean, self.std))
+        return Normals(mean, std, self.frame)
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """For a safetensors file."""
+        parts = (("mean", self.mean), ("std", self.std))
+        return {f"{name}/{kind}": volume for name, part in parts for kind, volume in part.items()} | {"frame": self.frame}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Normals:
+        """Undoes `to_tensors`.
+
+        Raises:
+            KeyError: something is missing.
+        """
+        kinds = [name.partition("/")[2] for name in tensors if name.startswith("mean/")]
+        mean, std = ({kind: tensors[f"{name}/{kind}"] for kind in kinds} for name in ("mean", "std"))
+        return cls(mean, std, tensors["frame"])
+
+    def excess(self, kind: str, residual: Tensor, position: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
+        """By how much residuals exceed the usual ones, one value a sample `(B,)`.
+
+        - `z`: mean absolute difference from the usual residual, in standard deviations of it;
+        - `z8`, `z5`, `z4`, `z3`: the worst neighbourhood of that fraction of the side, differences of opposite sign cancelling.
+
+        Args:
+            kind: of reconstruction.
+            residual: image less reconstruction `(B, 1, *S)`.
+            position: of the patches' middles, millimetres `(B, 3)`.
+            mask: what counts, boolean `(B, 1, *S)`; everything when empty.
+        """
+        side = residual.shape[-1]
+        mean, std = self._at(kind, position, side)
+        inside = torch.ones_like(residual, dtype=torch.bool) if mask is None else mask
+        z = torch.where(inside, (residual - mean) / std, 0.0)
+        found = {"z": weighted_mean(z.abs().flatten(1), inside.flatten(1))}
+        for part in FRACTIONS:
+            found[f"z{part}"] = worst(*neighbourhoods(z, max(2, side // part), inside))
+        return found
+
+    def _at(self, kind: str, position: Tensor, side: int) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation at the voxels of patches, `(B, 1, *S)` each; beyond the grid those of its border."""
+        volume = self.mean[kind]
+        corner = corners(position, self.frame, side).to(volume.device)
+        steps = torch.arange(side, device=volume.device)
+        z, y, x = ((corner[:, axis, None] + steps).clamp(0, volume.shape[axis] - 1) for axis in range(3))
+        at = (z[:, :, None, None], y[:, None, :, None], x[:, None, None, :])
+        return volume[at].unsqueeze(1), self.std[kind][at].unsqueeze(1)
+
+
+def corners(position: Tensor, frame: Tensor, side: int) -> Tensor:
+    """First voxels z, y, x of patches, int64 `(B, 3)`, from the positions of their middles, millimetres `(B, 3)`."""
+    inverse = torch.linalg.inv(frame)
+    index = position.cpu().double() @ inverse[:3, :3].T + inverse[:3, 3]
+    return (index - (side - 1) / 2).round().long()
+
+
+class NormalsBuilder:
+    """Gathers the residuals of normal patches.
+
+    Args:
+        shape: (Z, Y, X) of the atlas.
+        frame: see `Normals`.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], frame: NDArray[np.float64]) -> None:
+        self.shape, self.frame = shape, torch.from_numpy(frame)
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, kind: str, residual: Tensor, position: Tensor, mask: Tensor | None) -> None:
+        """Residuals `(B, 1, *S)` of normal patches, the positions of their middles `(B, 3)` and their masks `(B, 1, *S)`."""
+        side = residual.shape[-1]
+        corner = corners(position, self.frame, side)
+        axes = [corner[:, axis, None] + torch.arange(side) for axis in range(3)]
+        inside = [(index >= 0) & (index < length) for index, length in zip(axes, self.shape, strict=True)]
+        z, y, x = (index.clamp(0, length - 1) for index, length in zip(axes, self.shape, strict=True))
+        place = ((z * self.shape[1])[:, :, None, None] + y[:, None, :, None]) * self.shape[2] + x[:, None, None, :]
+        there = inside[0][:, :, None, None] & inside[1][:, None, :, None] & inside[2][:, None, None, :]
+        weight = (there if mask is None else there & mask.cpu()[:, 0]).double().flatten()
+        value = residual.detach().cpu().double().flatten()
+        sums = self._sums.setdefault(kind, torch.zeros(3, int(np.prod(self.shape)), dtype=torch.float64))
+        for row, part in zip(sums, (weight, weight * value, weight * value.square()), strict=True):
+            row.index_add_(0, place.flatten(), part)
+
+    def build(self, smoothing_voxels: float) -> Normals:
+        """Mean and standard deviation at each voxel, from its surroundings.
+
+        Args:
+            smoothing_voxels: standard deviation of the Gaussian that pools neighbouring voxels.
+
+        Raises:
+            ValueError: no patch was added.
+        """
+        if not self._sums:
+            raise ValueError("no normal patch to learn from")
+        mean: dict[str, Tensor] = {}
+        std: dict[str, Tensor] = {}
+        for kind, sums in self._sums.items():
+            total = sums.sum(1)
+            overall_mean = total[1] / total[0]
+            overall_variance = total[2] / total[0] - overall_mean.square()
+            count, first, second = (
+                torch.from_numpy(ndimage.gaussian_filter(row.view(self.shape).numpy(), smoothing_voxels)) for row in sums
+            )
+            count = count + PSEUDO_PATCHES
+            centre = (first + PSEUDO_PATCHES * overall_mean) / count
+            second = (second + PSEUDO_PATCHES * (overall_variance + overall_mean.square())) / count
+            variance = (second - centre.square()).clamp(min=LEAST_SHARE**2 * float(overall_variance))
+            mean[kind], std[kind] = centre.float(), variance.sqrt().float()
+        return Normals(mean, std, self.frame)

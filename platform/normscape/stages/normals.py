@@ -1,0 +1,56 @@
+"""Stage `normals`: what normal training patches leave unexplained at each place of the atlas. Only for data source brain.
+
+Writes `normals.safetensors` (see `normscape.inversion.normals`). Patches are training subjects' own, unchanged; nothing is
+optimised, so thousands of them take seconds.
+"""
+
+from __future__ import annotations
+
+import torch
+from safetensors.torch import save_file
+
+from normscape.config import Config
+from normscape.datasets.patches import POSITION_COLUMN, PatchSource
+from normscape.inversion.normals import NormalsBuilder
+from normscape.losses.masked import within
+from normscape.stages.core import StageContext
+from normscape.stages.models import NORMALS_NAME, load_projector
+from normscape.stages.prepare import open_samples
+from normscape.training.seeding import seeded
+
+
+def run(context: StageContext) -> dict[str, float]:
+    """Rebuild normal patches without optimisation, and gather their residuals.
+
+    Writes no file where no attribute is the position: then nobody knows where a patch lies.
+    """
+    config = context.config
+    name = position_attribute(config)
+    if name is None:
+        return {}
+    samples, _ = open_samples(context)
+    source = samples.images
+    assert isinstance(source, PatchSource)  # the stage exists for brains alone
+    projector = load_projector(config, context.inputs, context.device)
+    builder = NormalsBuilder(source.cohort.shape, source.position_frame())
+    chosen = torch.randperm(len(samples), generator=seeded(config.seed, "normals"))[: config.normals.samples]
+    total: dict[str, float] = dict.fromkeys(projector.unoptimised, 0.0)
+    done = 0
+    for index in chosen.split(config.projection.batch_size):
+        images, known = samples.draw(index)
+        masks = samples.masks(index)
+        values = {a.name: known[a.column or ""] for a in config.value_attributes}
+        for kind in projector.unoptimised:
+            rebuilt = within(projector.rebuilt_at_start(kind, images, values).cpu(), images, masks)
+            builder.add(kind, images - rebuilt, values[name], masks)
+            total[kind] += float((images - rebuilt).abs().mean((1, 2, 3, 4)).sum())
+        done += len(index)
+        context.recorder.progress(done, len(chosen), "patch")
+    normals = builder.build(config.normals.smoothing_mm / config.data.spacing_mm)
+    save_file(normals.to_tensors(), context.folder / NORMALS_NAME)
+    return {f"{kind}_l1": value / done for kind, value in total.items()}
+
+
+def position_attribute(config: Config) -> str | None:
+    """The attribute that says where a patch lies, if there is one."""
+    return next((a.name for a in config.value_attributes if a.column == POSITION_COLUMN), None)
