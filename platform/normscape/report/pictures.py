@@ -55,7 +55,7 @@ def spread(count: int, most: int) -> list[int]:
     return sorted({round(i) for i in np.linspace(0, count - 1, min(count, most))})
 
 
-def _framed(sheet: np.ndarray, theme: Theme, columns: Sequence[tuple[float, str]], lines: Sequence[tuple[float, str]]) -> Figure:
+def framed(sheet: np.ndarray, theme: Theme, columns: Sequence[tuple[float, str]], lines: Sequence[tuple[float, str]]) -> Figure:
     """A sheet of images with names above its columns and beside its rows; places are pixels of the sheet."""
     margin = 0.75 if any(text for _, text in lines) else 0.1
     width = 5.6
@@ -80,7 +80,7 @@ def sweep(source: Source, theme: Theme) -> Figure | None:
     sheet = mosaic([[images[r, c] for c in shown] for r in lines])
     pitch = (sheet.shape[1] + 1) / len(shown)
     columns = [((i + 0.5) * pitch - 1, value_text(about["values"][c], about)) for i, c in enumerate(shown)]
-    return _framed(sheet, theme, columns, [])
+    return framed(sheet, theme, columns, [])
 
 
 def value_text(value: float | Sequence[float], about: dict[str, object]) -> str:
@@ -116,7 +116,7 @@ def projections(source: Source, theme: Theme) -> Figure | None:
     names = ["image", "rebuilt", controlled_name]
     columns = [(place, names[i % 3]) for i, place in enumerate(centres)]
     height = sheet.shape[0] / len(sets)
-    return _framed(sheet, theme, columns, [((i + 0.5) * height, name) for i, (name, _) in enumerate(sets)])
+    return framed(sheet, theme, columns, [((i + 0.5) * height, name) for i, (name, _) in enumerate(sets)])
 
 
 def _unit(source: Source, about: dict[str, object]) -> str:

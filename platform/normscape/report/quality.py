@@ -17,6 +17,7 @@ from PIL import Image
 from scipy import ndimage
 
 import normscape
+from normscape.datasets import slices
 from normscape.datasets.prepared import COHORT_NAME, PreparedCohort
 from normscape.report.page import template_environment
 from normscape.report.plots import Plot, Shown, data_uri, render
@@ -105,42 +106,25 @@ def three_slices(
         side: pixels of a slice.
     """
     centre = [round(float(c)) for c in ndimage.center_of_mass(atlas_mask)]
-    box = _box(atlas_mask)
+    box = slices.brain_box(atlas_mask)
     inside = volume[mask > 0].astype(np.float32)
     low, high = np.percentile(inside, [0.5, 99.5]) if inside.size else (0.0, 1.0)
-    zoom = side / max(part.stop - part.start for part in box)
     parts = []
-    for axis in range(3):
-        window = tuple(part for at, part in enumerate(box) if at != axis)
-        planes = [np.take(array, centre[axis], axis=axis)[window] for array in (volume, mask, atlas_mask)]
-        # rows go up, to the front or to the top; x grows to the subject's right, which is shown at the left
-        planes = [plane[::-1, ::-1] if axis < 2 else plane[::-1] for plane in planes]
-        parts.append(_outlined(planes, float(low), float(high), side, zoom))
+    for axis in (slices.AXIAL, slices.CORONAL, slices.SAGITTAL):
+        planes = [slices.panel(array, centre, box, (axis,)) for array in (volume, mask, atlas_mask)]
+        parts.append(_outlined(planes, float(low), float(high), side))
     return np.concatenate(parts, axis=1)
 
 
-def _box(mask: NDArray[np.uint8]) -> tuple[slice, ...]:
-    """What a mask spans, with some room around it."""
-    found = []
-    for axis in range(3):
-        places = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
-        room = max(2, mask.shape[axis] // 20)
-        found.append(slice(max(0, places[0] - room), min(mask.shape[axis], places[-1] + 1 + room)))
-    return tuple(found)
-
-
-def _outlined(planes: list[NDArray[Any]], low: float, high: float, side: int, zoom: float) -> NDArray[np.uint8]:
-    """One slice in grey, enlarged to a square of `side` pixels, with both outlines."""
-    size = (min(side, round(planes[0].shape[1] * zoom)), min(side, round(planes[0].shape[0] * zoom)))
+def _outlined(planes: list[NDArray[Any]], low: float, high: float, side: int) -> NDArray[np.uint8]:
+    """One square slice in grey, enlarged to `side` pixels, with both outlines."""
     values = np.clip((planes[0].astype(np.float32) - low) / max(high - low, 1e-6), 0, 1) * (planes[1] > 0)
-    grey = np.asarray(Image.fromarray((values * 255).astype(np.uint8)).resize(size, Image.Resampling.BILINEAR))
-    canvas = np.zeros((side, side, 3), np.uint8)
-    top, left = (side - size[1]) // 2, (side - size[0]) // 2
-    part = canvas[top : top + size[1], left : left + size[0]]
-    part[...] = grey[..., None]
+    grey = Image.fromarray((values * 255).astype(np.uint8)).resize((side, side), Image.Resampling.BILINEAR)
+    canvas = np.repeat(np.asarray(grey)[..., None], 3, axis=-1)
     for plane, colour in ((planes[2], ATLAS_COLOUR), (planes[1], MASK_COLOUR)):
-        large = np.asarray(Image.fromarray((plane > 0).astype(np.uint8) * 255).resize(size, Image.Resampling.BILINEAR)) >= 128
-        part[large & ~ndimage.binary_erosion(large)] = colour
+        mask = Image.fromarray((plane > 0).astype(np.uint8) * 255).resize((side, side), Image.Resampling.BILINEAR)
+        large = np.asarray(mask) >= 128
+        canvas[large & ~ndimage.binary_erosion(large)] = colour
     return canvas
 
 

@@ -9,6 +9,7 @@ _DETECTORS = {
     "forest": "random forest",
     "forest_residuals": "forest with more residuals",
     "forest_thesis": "forest, thesis's features",
+    "atlas": "atlas threshold, no generator",
     "unsupervised": "unsupervised, no blots seen",
 }
 _SPLITS = {

@@ -1,0 +1,127 @@
+"""What is usual at each place: statistics are found again, and what exceeds them is told, wherever a patch lies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from normscape.config import Config
+from normscape.datasets.patches import PatchSource
+from normscape.datasets.prepared import PreparedCohort
+from normscape.datasets.samples import load_samples
+from normscape.inversion.normals import Normals, NormalsBuilder, corners
+
+SHAPE, SIDE = (20, 22, 24), 8
+FRAME = np.array([[0.0, 0.0, 2.0, -20.0], [0.0, 2.0, 0.0, -30.0], [2.0, 0.0, 0.0, -10.0], [0.0, 0.0, 0.0, 1.0]])
+"""Index z, y, x of voxels of 2 mm to x, y, z in millimetres."""
+
+
+def positions(corner: Tensor) -> Tensor:
+    """Millimetres of the middles of patches with these first voxels (B, 3)."""
+    middle = corner.double() + (SIDE - 1) / 2
+    frame = torch.from_numpy(FRAME)
+    return (middle @ frame[:3, :3].T + frame[:3, 3]).float()
+
+
+def random_corners(count: int, seed: int) -> Tensor:
+    """First voxels of patches inside the volume."""
+    random = torch.Generator().manual_seed(seed)
+    return torch.stack([torch.randint(0, side - SIDE + 1, (count,), generator=random) for side in SHAPE], dim=1)
+
+
+def cut(volume: Tensor, corner: Tensor) -> Tensor:
+    """(B, 1, *S)."""
+    return torch.stack([volume[z : z + SIDE, y : y + SIDE, x : x + SIDE] for z, y, x in corner.tolist()])[:, None]
+
+
+@pytest.fixture(scope="module")
+def fields() -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the residuals: smooth, and different everywhere."""
+    z, y, x = (torch.linspace(0, 3, side) for side in SHAPE)
+    wave = z.sin()[:, None, None] + y.cos()[None, :, None] + x.sin()[None, None, :]
+    return 0.2 * wave, 0.1 + 0.05 * wave.abs()
+
+
+@pytest.fixture(scope="module")
+def normals(fields: tuple[Tensor, Tensor]) -> Normals:
+    """Learnt from 4000 patches of noise with these statistics, in two batches."""
+    mean, std = fields
+    builder, random = NormalsBuilder(SHAPE, FRAME), torch.Generator().manual_seed(1)
+    for corner in random_corners(4000, 2).split(2500):
+        noise = torch.randn(len(corner), 1, SIDE, SIDE, SIDE, generator=random)
+        builder.add("encoded", cut(mean, corner) + cut(std, corner) * noise, positions(corner), None)
+    return builder.build(0.5)
+
+
+def test_statistics_are_found_again(normals: Normals, fields: tuple[Tensor, Tensor]) -> None:
+    """Where many patches overlap."""
+    inner = (slice(5, -5),) * 3
+    for found, true in zip((normals.mean["encoded"], normals.std["encoded"]), fields, strict=True):
+        assert (found[inner] - true[inner]).abs().max() < 0.05
+        assert np.corrcoef(found[inner].flatten(), true[inner].flatten())[0, 1] > 0.9
+
+
+def test_what_is_usual_is_one_and_more_is_told(normals: Normals, fields: tuple[Tensor, Tensor]) -> None:
+    """Usual noise has a mean absolute z near sqrt(2 / pi) everywhere; a small constant shift stands out in a neighbourhood."""
+    mean, std = fields
+    corner = random_corners(64, 3)
+    noise = torch.randn(64, 1, SIDE, SIDE, SIDE, generator=torch.Generator().manual_seed(4))
+    usual = cut(mean, corner) + cut(std, corner) * noise
+    odd = usual.clone()
+    odd[..., 2:6, 2:6, 2:6] += 0.4
+    place = positions(corner)
+    found, more = (normals.excess("encoded", part, place, None) for part in (usual, odd))
+    assert found["z"].mean() == pytest.approx((2 / np.pi) ** 0.5, rel=0.1)
+    assert found["z"].std() < 0.1
+    assert (more["z4"] > found["z4"]).float().mean() > 0.95
+    alone = normals.excess("encoded", odd[5:6], place[5:6], None)
+    for name, value in more.items():
+        assert value[5] == pytest.approx(alone[name].item(), rel=1e-5)
+
+
+def test_masks_and_borders(normals: Normals) -> None:
+    """What lies outside the mask does not count, an empty mask gives 0, a patch beyond the grid is no error."""
+    residual = torch.ones(3, 1, SIDE, SIDE, SIDE)
+    mask = torch.ones_like(residual, dtype=torch.bool)
+    mask[0, ..., 4:] = False
+    mask[2] = False
+    place = positions(torch.tensor([[3, 3, 3], [-6, 18, 30], [3, 3, 3]]))
+    first = normals.excess("encoded", residual, place, mask)
+    changed = residual.clone()
+    changed[0, ..., 4:] = 9.0
+    second = normals.excess("encoded", changed, place, mask)
+    for name, value in first.items():
+        assert torch.isfinite(value).all()
+        assert value[0] == second[name][0]
+        assert value[2] == 0.0
+    builder = NormalsBuilder(SHAPE, FRAME)
+    builder.add("atlas", residual, place, mask)
+    assert torch.isfinite(builder.build(1.0).std["atlas"]).all()
+    with pytest.raises(ValueError, match="no normal patch"):
+        NormalsBuilder(SHAPE, FRAME).build(1.0)
+
+
+def test_kept_in_a_file(normals: Normals, tmp_path: Path) -> None:
+    save_file(normals.to_tensors(), tmp_path / "normals.safetensors")
+    read = Normals.from_tensors(load_file(tmp_path / "normals.safetensors"))
+    residual, place = torch.ones(2, 1, SIDE, SIDE, SIDE), positions(random_corners(2, 5))
+    assert torch.equal(
+        read.excess("encoded", residual, place, None)["z3"], normals.excess("encoded", residual, place, None)["z3"]
+    )
+
+
+def test_positions_lead_back_to_voxels(
+    prepared_cohort: Callable[..., PreparedCohort], toy_brain_config: Callable[..., Config]
+) -> None:
+    """The position that a patch is known by leads to the voxels that it was cut from."""
+    config = toy_brain_config(data={"root": str(prepared_cohort().folder), "patches_per_subject": 32})
+    source = load_samples(config.data, config.image_size).images
+    assert isinstance(source, PatchSource)
+    found = corners(source.values()["position_mm"], torch.from_numpy(source.position_frame()), source.side)
+    assert np.array_equal(found.numpy(), source.center.astype(np.int64) - source.side // 2)
