@@ -107,6 +107,23 @@ def test_masks_and_borders(normals: Normals) -> None:
         NormalsBuilder(SHAPE, FRAME).build(1.0)
 
 
+def test_a_map_of_the_excess(normals: Normals, fields: tuple[Tensor, Tensor]) -> None:
+    """It is high where a block was added, low elsewhere, 0 outside the mask, and the mean of a constant z is that z."""
+    mean, std = fields
+    corner = random_corners(8, 6)
+    place, odd = positions(corner), cut(mean, corner)
+    odd[..., 3:6, 3:6, 3:6] += 5 * cut(std, corner)[..., 3:6, 3:6, 3:6]
+    mask = torch.ones_like(odd, dtype=torch.bool)
+    mask[..., 7:] = False
+    found = normals.excess_map("encoded", odd, place, mask)
+    assert found.shape == odd.shape
+    assert (found[..., 4, 4, 4] > 3.5).all()
+    assert (found[..., :2, :2, :2] < 0.7).all()
+    assert (found[~mask] == 0).all()
+    noise = torch.full_like(odd, 9.0)
+    assert torch.equal(normals.excess_map("encoded", torch.where(mask, odd, noise), place, mask), found)
+
+
 def test_kept_in_a_file(normals: Normals, tmp_path: Path) -> None:
     save_file(normals.to_tensors(), tmp_path / "normals.safetensors")
     read = Normals.from_tensors(load_file(tmp_path / "normals.safetensors"))

@@ -42,7 +42,7 @@ def stage(tmp_path: Path) -> Path:
     schema = REGION_SCHEMA.insert(0, pa.field("name", pa.string()))
     for name, rows, kind in (("maps", maps, MAP_SCHEMA), ("ventricles", ages, VENTRICLE_SCHEMA), ("regions", [region], schema)):
         pq.write_table(pa.Table.from_pylist(rows, schema=kind), folder / f"{name}.parquet")
-    (folder / "slices.json").write_text(json.dumps({"panels": PANELS, "threshold": 0.55, "ratio_shown": 4.0}))
+    (folder / "slices.json").write_text(json.dumps({"panels": PANELS, "threshold": 0.55, "excess_shown": 4.0}))
     growth = {"ventricle_growth_ml": 13.3, "ventricle_growth_ml_low": 12.9, "ventricle_growth_ml_high": 13.8}
     (folder / "manifest.json").write_text(json.dumps({"metrics": growth, "seconds": 120.0}))
     return folder

@@ -1,4 +1,4 @@
-"""Maps lie where the patches lay, regions stand where the map is high, and usual residuals are means over patches."""
+"""Maps lie where the patches lay, and regions stand where the map is high."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from normscape.config import DataConfig
 from normscape.datasets.patches import PatchSource, open_patches
 from normscape.datasets.prepared import PreparedCohort
-from normscape.scoring.maps import REGION_SCHEMA, on_grid, regions, scan_maps, unit_volume, usual_residual, with_image
+from normscape.scoring.maps import REGION_SCHEMA, Rated, on_grid, regions, scan_maps, unit_volume, with_image
 
 COLUMNS = {"age": "age_years", "position": "position_mm"}
 SIDE = 8
@@ -24,11 +24,11 @@ class Brightness:
     def __init__(self) -> None:
         self.values: list[Mapping[str, Tensor]] = []
 
-    def rate(self, images: Tensor, values: Mapping[str, Tensor], masks: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Mean intensity under the mask."""
+    def rate(self, images: Tensor, values: Mapping[str, Tensor], masks: Tensor | None = None) -> Rated:
+        """Mean intensity under the mask; in excess of the usual is a tenth of the intensity."""
         assert masks is not None
         self.values.append(values)
-        return (images * masks).sum((1, 2, 3, 4)) / masks.sum((1, 2, 3, 4)), images / 2
+        return Rated((images * masks).sum((1, 2, 3, 4)) / masks.sum((1, 2, 3, 4)), images / 2, images.abs() / 10)
 
 
 @pytest.fixture
@@ -45,8 +45,9 @@ def test_maps_of_a_scan(source: PatchSource) -> None:
     assert maps.patches == len(grid) == sum(len(v["age"]) for v in rater.values)
     np.testing.assert_allclose(maps.reconstruction[maps.covered], image[maps.covered] / 2, atol=1e-6)
     np.testing.assert_allclose(maps.residual[maps.covered], np.abs(image[maps.covered]) / 2, atol=1e-6)
+    np.testing.assert_allclose(maps.excess[maps.covered], np.abs(image[maps.covered]) / 10, atol=1e-6)
     assert maps.covered[source.cohort.masks[3] > 0].mean() > 0.9
-    for volume in (maps.score, maps.residual, maps.reconstruction):
+    for volume in (maps.score, maps.residual, maps.reconstruction, maps.excess):
         assert (volume[~maps.covered] == 0).all()
     ages = torch.cat([v["age"] for v in rater.values])
     assert ages.unique().tolist() == [source.cohort.subjects["age_years"][3].as_py()]
@@ -107,15 +108,3 @@ def test_regions_are_the_parts_above_the_threshold() -> None:
     assert len(regions(score, 0.5, 2.0, AFFINE)) == 3
     assert regions(score, 0.5, 2.0, AFFINE)["scan_x_mm"].null_count == 3
     assert len(regions(score, 0.95, 2.0, AFFINE)) == 0
-
-
-def test_the_usual_residual_is_a_mean_over_normal_patches(source: PatchSource) -> None:
-    """Patches that are 20 grey levels off everywhere under the mask give that residual all over the brain."""
-    rows = np.arange(0, len(source), 2)
-    inputs = np.full((len(rows), 1, SIDE, SIDE, SIDE), 100, np.uint8)
-    rebuilt = inputs + np.where(np.arange(len(rows)) % 2, 10, 30).astype(np.uint8)[:, None, None, None, None]
-    usual = usual_residual(inputs, rebuilt, source, rows, smoothing_mm=12.0)
-    brain = source.cohort.atlas_mask > 0
-    assert usual.shape == source.cohort.shape
-    assert 10 / 127.5 <= usual[brain].min() <= usual[brain].max() <= 30 / 127.5
-    assert usual[brain].mean() == pytest.approx(20 / 127.5, rel=0.15)

@@ -15,6 +15,7 @@ from torch import Tensor
 from normscape.config import Config
 from normscape.inversion.volumes import hann_window
 from normscape.preprocessing.atlas import Atlas
+from normscape.scoring.maps import Rated
 from normscape.stages.scan import ScanModel, scan_model, stripped_by
 
 SPACING_MM, SIDE = 4.0, 64
@@ -24,12 +25,13 @@ BLOB_RADIUS_MM = 16.0
 class Brightness:
     """Rates a patch by how bright it is, most of all in its middle; its reconstruction is black."""
 
-    def rate(self, images: Tensor, values: Mapping[str, Tensor], masks: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def rate(self, images: Tensor, values: Mapping[str, Tensor], masks: Tensor | None = None) -> Rated:
         """Mean intensity under mask and window, from 0 (black) to 1."""
         assert masks is not None
         assert values["age"].unique().tolist() == [63.0]
         weight = masks * hann_window(images.shape[-1])
-        return ((images + 1) / 2 * weight).sum((1, 2, 3, 4)) / weight.sum((1, 2, 3, 4)), torch.full_like(images, -1.0)
+        score = ((images + 1) / 2 * weight).sum((1, 2, 3, 4)) / weight.sum((1, 2, 3, 4))
+        return Rated(score, torch.full_like(images, -1.0), (images + 1) * masks)
 
     def read(self, name: str, images: Tensor) -> Tensor:
         """The age of everybody."""

@@ -15,7 +15,7 @@ from normscape.benchmark.untrained import untrained_inputs
 from normscape.config import Config
 from normscape.datasets.prepared import PreparedCohort
 from normscape.datasets.samples import to_unit_range
-from normscape.stages import brains, project, score
+from normscape.stages import brains, normals, project, score
 from normscape.stages.core import STAGES, StageContext, stage_keys
 from normscape.stages.prepare import open_prepared
 from normscape.stages.system import ScoredSystem, write_package
@@ -37,7 +37,7 @@ def context(
         brains=SETTINGS,
     )
     inputs = untrained_inputs(config, tmp_path / "inputs")
-    for stage in (project, score):
+    for stage in (normals, project, score):
         name = stage.__name__.rpartition(".")[2]
         inputs[name] = tmp_path / "inputs" / name
         inputs[name].mkdir()
@@ -71,13 +71,13 @@ def test_what_the_stage_writes(context: StageContext, monkeypatch: pytest.Monkey
     assert metrics["maps"] == 4
     cohort = PreparedCohort.open(Path(str(context.config.data.root)))
     for row in table:
-        parts = {name: nib.load(folder / "maps" / f"{row['name']}_{name}.nii.gz") for name in ("scan", "score", "residual_ratio")}
+        parts = {name: nib.load(folder / "maps" / f"{row['name']}_{name}.nii.gz") for name in ("scan", "score", "excess")}
         values = {name: np.asarray(image.dataobj).transpose(2, 1, 0) for name, image in parts.items()}
         assert values["score"].shape == cohort.shape
         assert values["score"].max() == pytest.approx(row["peak_score"], abs=1e-4)
         assert 0 <= values["score"].min() <= values["score"].max() <= 1
         np.testing.assert_allclose(parts["scan"].affine @ [1, 2, 3, 1], [*cohort.world(np.array([3.0, 2.0, 1.0])), 1])
-        assert (values["residual_ratio"] >= 0).all()
+        assert (values["excess"] >= 0).all()
     scans = [nib.load(folder / "maps" / f"{row['name']}_scan.nii.gz").get_fdata().transpose(2, 1, 0) for row in table[:2]]
     changed = np.argwhere(np.abs(scans[0] - scans[1]) > 1e-3)
     place = np.array([table[1][f"blot_{axis}_mm"] for axis in "xyz"])
@@ -117,10 +117,12 @@ def test_the_system_rates_patches_as_the_stages_did(context: StageContext, tmp_p
     masks = samples.images.masks(ids)
     assert masks is not None
     assert not bool(masks.all())
-    scores, rebuilt = system.rate(images, values, masks)
+    scores, rebuilt, excess = system.rate(images, values, masks)
     expected = pq.read_table(context.inputs["score"] / "scores.parquet")["forest_score"].to_numpy()[rows]
     np.testing.assert_array_equal(scores.numpy(), expected)
     assert rebuilt.shape == images.shape
+    assert excess is not None
+    assert (excess[~masks] == 0).all()
     conditions = {name: value.numpy() for name, value in values.items()}
     assert np.array_equal(system.score(images, conditions, masks=masks)["anomaly_score"].to_numpy(), expected)
     write_package(context.config, context.inputs, tmp_path / "package")

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
@@ -89,6 +90,13 @@ class Normals:
         for part in FRACTIONS:
             found[f"z{part}"] = worst(*neighbourhoods(z, max(2, side // part), inside))
         return found
+
+    def excess_map(self, kind: str, residual: Tensor, position: Tensor, mask: Tensor | None) -> Tensor:
+        """At each voxel the absolute mean of z over its 3x3x3 neighbourhood, `(B, 1, *S)`, 0 outside the mask; see `excess`."""
+        mean, std = self._at(kind, position, residual.shape[-1])
+        inside = torch.ones_like(residual) if mask is None else mask.to(residual.dtype)
+        near, share = (F.avg_pool3d(part, 3, stride=1, padding=1) for part in ((residual - mean) / std * inside, inside))
+        return (near / share.clamp(min=1e-6)).abs() * inside
 
     def _at(self, kind: str, position: Tensor, side: int) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation at the voxels of patches, `(B, 1, *S)` each; beyond the grid those of its border."""

@@ -137,6 +137,17 @@ class Projector:
             styles[:, self.generator.subspace_slice(name)] = style
         return self.generator.synthesize(styles)
 
+    def excess(self, images: Tensor, values: Mapping[str, Tensor], masks: Tensor | None = None) -> Tensor | None:
+        """By how much each voxel leaves what is usual under its conditions at its place, `(B, 1, *S)`, see `Normals.excess_map`.
+
+        None where that is not known. Nothing is optimised.
+        """
+        if self.normals is None or self.place is None:
+            return None
+        images, mask = images.to(self.device), as_mask(masks, self.device)
+        left = images - self.rebuilt_at_start(CONDITIONS, images, values)
+        return self.normals.excess_map(CONDITIONS, left, values[self.place], mask)
+
     @torch.no_grad()
     def start(self, images: Tensor, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Whitened coordinates `(B, R, d)` to begin with: the mean style, or the encoder's answer at every resolution."""

@@ -116,19 +116,6 @@ class Blender:
         mean = self._sum / self._weight.clamp(min=torch.finfo(torch.float64).tiny)
         return torch.where(self.covered, mean, fill).float()
 
-    def smooth_result(self, deviation: float) -> Tensor:
-        """The volume with both sums smoothed by a Gaussian first, so that values reach into gaps; beyond, the mean of all.
-
-        Args:
-            deviation: of the Gaussian, in voxels.
-        """
-        from scipy.ndimage import gaussian_filter
-
-        sums, weights = (gaussian_filter(part.numpy(), deviation) for part in (self._sum, self._weight))
-        total = float(self._weight.sum())
-        everywhere = np.full(self.shape, float(self._sum.sum()) / total if total else 0.0)
-        return torch.from_numpy(np.divide(sums, weights, out=everywhere, where=weights > 1e-4 * weights.max())).float()
-
 
 def _flat_places(centres: Tensor, shape: tuple[int, ...], size: int) -> Tensor:
     """Place in the flattened volume of every voxel of every patch: int64 (B, *S)."""

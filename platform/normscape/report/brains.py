@@ -17,12 +17,12 @@ from normscape.report.source import Source, rows, where
 from normscape.report.style import Theme, grid, label, legend, panel
 from normscape.report.tables import Grid, Headline
 from normscape.report.words import duration, number, percent
+from normscape.scoring.maps import EXCESS_SHOWN
 
 STAGE = "brains"
 GAP = 3
 """Pixels between pictures."""
 REGIONS_SHOWN = 12
-NAMES = {"residual_ratio": "residual ratio"}
 
 
 def plots(source: Source) -> Iterator[Plot]:
@@ -63,9 +63,10 @@ def plots(source: Source) -> Iterator[Plot]:
         STAGE,
         partial(maps, source),
         "Anomaly maps of test scans, as they are and with a drawn blot, in slices through the blot's place. Overlay: mean score "
-        "of the patches at each voxel, from the threshold upwards; right: residual over that of normal training patches there. "
+        "of the patches at each voxel, from the threshold upwards; right: by how many standard deviations a voxel leaves what is "
+        "usual for this age at its place. "
         "The blot is outlined.",
-        "Slices of test scans, their anomaly maps and relative residuals.",
+        "Slices of test scans, their anomaly scores and what exceeds the usual.",
         "brains/maps.npy",
         wide=True,
     )
@@ -75,7 +76,8 @@ def plots(source: Source) -> Iterator[Plot]:
             STAGE,
             partial(cases, source),
             "Cases from outside the cohort, in their own space: slices through the lesion, or through the highest score where "
-            "none is marked. Right: mean score of the patches at each voxel, from the threshold upwards. The lesion is outlined.",
+            "none is marked. Middle: mean score of the patches at each voxel, from the threshold upwards; right: by how many "
+            "standard deviations a voxel leaves what is usual for this age at its place. The lesion is outlined.",
             "Slices of scans with lesions and of their anomaly maps.",
             "brains/cases.npy",
             wide=True,
@@ -114,7 +116,7 @@ def generated(source: Source, theme: Theme) -> Figure | None:
     pictures = source.array(STAGE, "generated.npy")
     if pictures is None or not len(pictures):
         return None
-    sheet, columns, lines = _sheet([[_grey(image[0]) for image in line] for line in pictures])
+    sheet, columns, lines = _sheet([[grey_picture(image[0]) for image in line] for line in pictures])
     ages = [f"{age:g} years" for age in source.config.brains.ages]
     return framed(sheet, theme, list(zip(columns, ages, strict=True)), [(y, f"identity {i}") for i, y in enumerate(lines, 1)])
 
@@ -151,46 +153,47 @@ def reconstruction(source: Source, theme: Theme) -> Figure | None:
     image, rebuilt = (pictures[0, i, 0].astype(int) for i in (0, 1))
     both = (image > 0) & (rebuilt > 0)
     difference = np.where(both, np.minimum(255, 2 * np.abs(image - rebuilt)), 0)
-    parts = [_grey(part.astype(np.uint8)) for part in (image, rebuilt, difference)]
+    parts = [grey_picture(part.astype(np.uint8)) for part in (image, rebuilt, difference)]
     sheet, _, lines = _sheet([[part] for part in parts])
     return framed(sheet, theme, [], list(zip(lines, ("scan", "rebuilt", "difference"), strict=True)))
 
 
 def maps(source: Source, theme: Theme) -> Figure | None:
-    """Score overlay and relative residual, one map a row."""
+    """Score overlay and excess, one map a row."""
     pictures, table = source.array(STAGE, "maps.npy"), source.table(STAGE, "maps.parquet", "name", "blot", "age_years")
     about = source.json(STAGE, "slices.json")
     if pictures is None or table is None or len(pictures) != rows(table):
         return None
     threshold = float(about.get("threshold", 0.5))
     lines = []
-    for scan, _, score, ratio, blot in (line[:, 0] for line in pictures):
+    for scan, _, score, excess, blot in (line[:, 0] for line in pictures):
         values = np.where(score > 0, (score.astype(np.float32) - 1) / 254, 0)
         shown = overlay(scan, values, threshold)
-        heat = _coloured((ratio.astype(np.float32) - 1).clip(0) / 254, ratio > 0)
-        lines.append([outlined(picture, blot > 0) for picture in (_grey(scan), shown, heat)])
+        heat = coloured((excess.astype(np.float32) - 1).clip(0) / 254, excess > 0)
+        lines.append([outlined(picture, blot > 0) for picture in (grey_picture(scan), shown, heat)])
     sheet, columns, places = _sheet(lines)
     names = [
         f"{age:.0f} years,\n{'with blot' if blot else 'as it is'}"
         for age, blot in zip(table["age_years"], table["blot"], strict=True)
     ]
-    heads = ("scan", f"score above {threshold:.2f}", f"residual ratio, 0 to {about.get('ratio_shown') or 1:g}")
+    heads = ("scan", f"score above {threshold:.2f}", f"excess, 0 to {EXCESS_SHOWN:g} deviations")
     return framed(sheet, theme, list(zip(columns, heads, strict=True)), list(zip(places, names, strict=True)))
 
 
 def cases(source: Source, theme: Theme) -> Figure | None:
-    """Scan and score overlay, one case a row."""
+    """Scan, score overlay and excess, one case a row."""
     pictures, table = source.array(STAGE, "cases.npy"), source.table(STAGE, "cases.parquet", "name", "reason")
     threshold = float(source.json(STAGE, "slices.json").get("threshold", 0.5))
     if pictures is None or table is None or not len(pictures):
         return None
     lines = []
-    for scan, score, lesion in (line[:, 0] for line in pictures):
+    for scan, score, excess, lesion in (line[:, 0] for line in pictures):
         values = np.where(score > 0, (score.astype(np.float32) - 1) / 254, 0)
-        lines.append([outlined(picture, lesion > 0) for picture in (_grey(scan), overlay(scan, values, threshold))])
+        heat = coloured((excess.astype(np.float32) - 1).clip(0) / 254, excess > 0)
+        lines.append([outlined(picture, lesion > 0) for picture in (grey_picture(scan), overlay(scan, values, threshold), heat)])
     sheet, columns, places = _sheet(lines)
     names = [str(name) for name, reason in zip(table["name"], table["reason"], strict=True) if not reason]
-    heads = ("scan", f"score above {threshold:.2f}")
+    heads = ("scan", f"score above {threshold:.2f}", f"excess, 0 to {EXCESS_SHOWN:g} deviations")
     return framed(sheet, theme, list(zip(columns, heads, strict=True)), list(zip(places, names, strict=True)))
 
 
@@ -205,7 +208,7 @@ def overlay(
         threshold: lower scores are not drawn.
         opacity: of the map.
     """
-    base = _grey(grey).astype(np.float32)
+    base = grey_picture(grey).astype(np.float32)
     share = ((score - threshold) / max(1 - threshold, 1e-6)).clip(0, 1)
     colour = 255 * colormaps["autumn"](share)[..., :3]
     alpha = np.where(score > threshold, opacity, 0.0)[..., None]
@@ -221,11 +224,13 @@ def outlined(picture: NDArray[np.uint8], inside: NDArray[np.bool_]) -> NDArray[n
     return result
 
 
-def _grey(plane: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def grey_picture(plane: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A grey slice (H, W) as a picture (H, W, 3)."""
     return np.repeat(np.asarray(plane)[..., None], 3, axis=-1)
 
 
-def _coloured(share: NDArray[np.floating], inside: NDArray[np.bool_]) -> NDArray[np.uint8]:
+def coloured(share: NDArray[np.floating], inside: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Shares from 0 to 1 (H, W) as colours from black to yellow, black outside: uint8 (H, W, 3)."""
     colour = (255 * colormaps["inferno"](share)[..., :3]).astype(np.uint8)
     return np.where(inside[..., None], colour, 0).astype(np.uint8)
 
@@ -256,12 +261,12 @@ def map_table(source: Source) -> Grid | None:
     for i in range(rows(table)):
         blot = bool(table["blot"][i])
         what = f"{number(table['blot_radius_mm'][i], 1)} mm, contrast {number(table['blot_contrast'][i], 2)}" if blot else "none"
-        areas = [number(table[f"{name}_auroc"][i]) for name in ("score", "residual", "residual_ratio")]
+        areas = [number(table[f"{name}_auroc"][i]) for name in ("score", "residual", "excess")]
         hit = "" if not blot else "yes" if table["peak_in_blot"][i] else "no"
         cells = [str(table["name"][i]), f"{table['subject'][i]}, {table['age_years'][i]:.0f} years", what]
         cells += [number(table["peak_score"][i]), hit, *areas, str(table["patches"][i]), percent(table["covered"][i])]
         lines.append([*cells, "" if blot else duration(float(table["seconds"][i]))])
-    head = ["Map", "Test scan", "Blot", "Peak score", "Peak in blot", "AUROC score", "residual", "residual ratio", "Patches"]
+    head = ["Map", "Test scan", "Blot", "Peak score", "Peak in blot", "AUROC score", "residual", "excess", "Patches"]
     note = "Areas under the ROC curve are over the voxels of the brain, blot against the rest: examples, not a test. "
     note += "Times are for both maps of a scan."
     return Grid([*head, "Covered", "Time"], lines, "Anomaly maps", note)
@@ -275,16 +280,16 @@ def case_table(source: Source) -> Grid | None:
     lines = []
     for i in range(rows(table)):
         if table["reason"][i]:
-            lines.append([str(table["name"][i]), *[""] * 7, f"not mapped: {table['reason'][i]}"])
+            lines.append([str(table["name"][i]), *[""] * 8, f"not mapped: {table['reason'][i]}"])
             continue
         estimated = bool(table["age_estimated"][i])
         marked = np.isfinite(table["lesion_ml"][i])
         age = f"{table['age_years'][i]:.0f} years" + (", read from the scan" if estimated else "")
         cells = [str(table["name"][i]), age, f"{number(table['lesion_ml'][i], 1)} ml" if marked else "not marked"]
         cells += [number(table["peak_score"][i]), ("yes" if table["peak_in_lesion"][i] else "no") if marked else ""]
-        cells += [number(table[f"{name}_auroc"][i]) if marked else "" for name in ("score", "residual")]
+        cells += [number(table[f"{name}_auroc"][i]) if marked else "" for name in ("score", "residual", "excess")]
         lines.append([*cells, str(int(table["regions"][i])), ""])
-    head = ["Case", "Age", "Lesion", "Peak score", "Peak in lesion", "AUROC score", "AUROC residual", "Regions", ""]
+    head = ["Case", "Age", "Lesion", "Peak score", "Peak in lesion", "AUROC score", "residual", "excess", "Regions", ""]
     note = "Areas under the ROC curve are over the voxels of the brain, lesion against the rest: single cases, not a test."
     return Grid(head, lines, "Cases from outside the cohort", note)
 

@@ -11,11 +11,12 @@ from PIL import Image
 
 import normscape
 from normscape.datasets import slices
-from normscape.report.brains import overlay, region_grid
+from normscape.report.brains import coloured, grey_picture, overlay, region_grid
 from normscape.report.page import template_environment
 from normscape.report.pictures import image_png
 from normscape.report.plots import data_uri
 from normscape.report.words import number
+from normscape.scoring.maps import EXCESS_SHOWN
 from normscape.stages.scan import ScoredScan
 
 PAGE_NAME, OVERLAY_NAME = "index.html", "overlay.png"
@@ -56,6 +57,7 @@ def build_scan_page(result: ScoredScan, affine: NDArray[np.float64]) -> Path:
         "peak": number(float(maps.score.max()), 2),
         "peak_mm": ", ".join(number(float(value), 0) for value in place[:3]),
         "threshold": number(result.threshold, 2),
+        "excess_shown": f"{EXCESS_SHOWN:g}" if maps.excess.any() else "",
         "regions": region_grid(table, "Most abnormal regions") if len(result.regions) else None,
         "normscape_version": normscape.__version__,
     }
@@ -64,16 +66,18 @@ def build_scan_page(result: ScoredScan, affine: NDArray[np.float64]) -> Path:
     return page
 
 
-def _volumes(result: ScoredScan) -> tuple[NDArray[np.generic], NDArray[np.generic]]:
-    """Grey values of the scan, and the map."""
-    return slices.to_grey(result.maps.image, result.mask), result.maps.score
+def _volumes(result: ScoredScan) -> tuple[NDArray[np.generic], ...]:
+    """Grey values of the scan, the map of scores, and what exceeds the usual."""
+    return slices.to_grey(result.maps.image, result.mask), result.maps.score, result.maps.excess
 
 
 def _picture(result: ScoredScan, planes: list[NDArray[Any]]) -> NDArray[np.uint8]:
-    """The scan above, the same with the map over it below, enlarged: uint8 (H, W, 3)."""
-    grey, score = planes
-    both = np.concatenate([overlay(grey, np.zeros_like(score), 1.0), overlay(grey, score, result.threshold)])
-    return both.repeat(SCALE, axis=0).repeat(SCALE, axis=1)
+    """The scan, the same with the scores over it, and where it is known the excess, one below the other, enlarged: (H, W, 3)."""
+    grey, score, excess = planes
+    rows = [grey_picture(grey), overlay(grey, score, result.threshold)]
+    if result.maps.excess.any():
+        rows.append(coloured((excess / EXCESS_SHOWN).clip(0, 1), grey > 0))
+    return np.concatenate(rows).repeat(SCALE, axis=0).repeat(SCALE, axis=1)
 
 
 def _facts(result: ScoredScan) -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -27,11 +27,29 @@ ToScan = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 """RAS millimetres of the atlas (N, 3) to RAS millimetres of a scan (N, 3)."""
 
 
+EXCESS_SHOWN = 4.0
+"""Standard deviations beyond the usual that are brightest in pictures."""
+
+
+class Rated(NamedTuple):
+    """What is said of a batch of patches.
+
+    Attributes:
+        scores: (B,), higher is more abnormal.
+        images: reconstructions (B, 1, *S).
+        excess: by how much each voxel leaves what is usual at its place, (B, 1, *S); None where that is not known.
+    """
+
+    scores: Tensor
+    images: Tensor
+    excess: Tensor | None = None
+
+
 class PatchRater(Protocol):
     """What scores patches: a finished system, or anything else that does."""
 
-    def rate(self, images: Tensor, values: Mapping[str, Tensor], masks: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Scores (B,), higher is more abnormal, and reconstructions (B, 1, *S) of patches (B, 1, *S) in [-1, 1]."""
+    def rate(self, images: Tensor, values: Mapping[str, Tensor], masks: Tensor | None = None) -> Rated:
+        """What there is to say of patches (B, 1, *S) in [-1, 1]."""
 
 
 @runtime_checkable
@@ -51,6 +69,7 @@ class ScanMaps:
         reconstruction: its blended projection, likewise.
         score: mean anomaly score of the patches at each voxel.
         residual: mean absolute residual, in units of `image`.
+        excess: over what is usual at each voxel's place, in standard deviations; 0 everywhere where that is not known.
         covered: bool, the voxels of the brain that lie in a patch.
         patches: how many.
     """
@@ -59,6 +78,7 @@ class ScanMaps:
     reconstruction: Volume
     score: Volume
     residual: Volume
+    excess: Volume
     covered: NDArray[np.bool_]
     patches: int
 
@@ -107,7 +127,7 @@ class _Blenders:
 
     def __init__(self, source: PatchSource, columns: Mapping[str, str], rater: PatchRater, batch_size: int) -> None:
         self.columns, self.rater, self.batch_size = columns, rater, batch_size
-        self.score, self.residual, self.rebuilt = (Blender(source.cohort.shape, source.side) for _ in range(3))
+        self.rebuilt, self.score, self.residual, self.excess = (Blender(source.cohort.shape, source.side) for _ in range(4))
         self.patches = 0
 
     def add(self, source: PatchSource, rows: Tensor, progress: Callable[[int], None]) -> _Blenders:
@@ -116,27 +136,35 @@ class _Blenders:
         for part in rows.split(self.batch_size):
             if len(part):
                 images, masks = source.draw(part)[0], source.masks(part)
-                scores, pictures = self.rater.rate(images, {name: known[c][part] for name, c in self.columns.items()}, masks)
+                rated = self.rater.rate(images, {name: known[c][part] for name, c in self.columns.items()}, masks)
                 centres = source.center[part.numpy()]
-                self.score.add(scores, centres)
-                self.rebuilt.add(pictures, centres)
-                self.residual.add((images - pictures.cpu()).abs(), centres)
+                self.score.add(rated.scores, centres)
+                self.rebuilt.add(rated.images, centres)
+                self.residual.add((images - rated.images.cpu()).abs(), centres)
+                if rated.excess is not None:
+                    self.excess.add(rated.excess, centres, masks)
                 self.patches += len(part)
                 progress(len(part))
         return self
 
+    @property
+    def _parts(self) -> tuple[Blender, ...]:
+        """In the order of `ScanMaps`."""
+        return self.rebuilt, self.score, self.residual, self.excess
+
     def fork(self) -> _Blenders:
         """A copy to go on with on its own."""
         twin = copy.copy(self)
-        twin.score, twin.residual, twin.rebuilt = (copy.deepcopy(part) for part in (self.score, self.residual, self.rebuilt))
+        twin.rebuilt, twin.score, twin.residual, twin.excess = (copy.deepcopy(part) for part in self._parts)
         return twin
 
     def maps(self, source: PatchSource) -> ScanMaps:
         """What has come together so far."""
         scan = int(source.scan[0])
         covered = torch.from_numpy(np.asarray(source.cohort.masks[scan]) > 0) & self.score.covered
-        volumes = [torch.where(covered, part.result(), 0.0).numpy() for part in (self.rebuilt, self.score, self.residual)]
-        return ScanMaps(unit_volume(source, scan), volumes[0], volumes[1], volumes[2], covered.numpy(), self.patches)
+        rebuilt, score, residual, excess = (torch.where(covered, part.result(), 0.0).numpy() for part in self._parts)
+        image = unit_volume(source, scan)
+        return ScanMaps(image, rebuilt, score, residual, excess, covered.numpy(), self.patches)
 
 
 def scan_maps(
@@ -191,35 +219,6 @@ def _differing(source: PatchSource, other: PatchSource) -> Tensor:
     """Which patches of two forms of a scan are not the same: bool (P,)."""
     parts = [(source.draw(rows)[0] != other.draw(rows)[0]).flatten(1).any(1) for rows in torch.arange(len(source)).split(256)]
     return torch.cat(parts)
-
-
-def usual_residual(
-    inputs: NDArray[np.uint8],
-    rebuilt: NDArray[np.uint8],
-    source: PatchSource,
-    rows: NDArray[np.int64],
-    *,
-    smoothing_mm: float = 6.0,
-) -> Volume:
-    """Mean absolute residual of normal patches at each place of the atlas, smoothed, in units of [-1, 1]: (Z, Y, X).
-
-    Args:
-        inputs: uint8 (N, 1, *S), as they were projected.
-        rebuilt: uint8 (N, 1, *S).
-        source: the patches that `rows` count.
-        rows: (N,) places in `source`.
-        smoothing_mm: standard deviation of the Gaussian that spreads what is known to where no patch lay.
-    """
-    blender = Blender(source.cohort.shape, source.side)
-    inside = np.all(
-        (source.center - source.side // 2 >= 0) & (source.center - source.side // 2 + source.side <= source.cohort.shape), 1
-    )
-    for part in np.array_split(np.flatnonzero(inside[rows]), max(1, len(rows) // 256)):
-        if len(part):
-            difference = np.abs(inputs[part].astype(np.float32) - rebuilt[part]) / 127.5
-            places = torch.from_numpy(rows[part])
-            blender.add(torch.from_numpy(difference), source.center[rows[part]], source.masks(places))
-    return blender.smooth_result(smoothing_mm / source.cohort.spacing_mm).numpy()
 
 
 REGION_SCHEMA = pa.schema(

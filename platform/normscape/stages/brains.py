@@ -5,13 +5,13 @@ Writes, volumes as NIfTI on the atlas's grid:
 - `generated/identity-<i>_age-<years>.nii.gz`: a few identities at each age, in standard deviations of the brain's intensities;
 - `ventricles.parquet`: kind (generated | scan), identity (number, or subject and session), age_years, volume_ml;
 - `maps.parquet`, a row a map: name, subject, session, age_years, blot (0, 1), radius, contrast and centre of the blot, peak and
-  mean score, whether the peak lies in the blot, area under the ROC curve of the voxels (score, residual, residual_ratio),
-  patches, covered (share of the brain that lies in a patch), seconds (for both maps of a scan, with the first);
-- `maps/<name>_{scan,reconstruction,score,residual,residual_ratio}.nii.gz`; `residual_ratio` is the residual over that of normal
-  training patches at the same place;
+  mean score, whether the peak of score and excess lies in the blot, area under the ROC curve of the voxels (score, residual,
+  excess), patches, covered (share of the brain that lies in a patch), seconds (for both maps of a scan, with the first);
+- `maps/<name>_{scan,reconstruction,score,residual,excess}.nii.gz`; `excess` says by how many standard deviations a voxel leaves
+  what is usual for the scan's age at its place (`normscape.inversion.normals`); it is missing where no attribute is the position;
 - `regions.parquet`: name, and the columns of `normscape.scoring.maps.REGION_SCHEMA`, above the main detector's threshold;
 - `generated.npy` uint8 (identities, ages, 1, H, W), `maps.npy` uint8 (maps, 5, 1, H, W): slices for the page, described in
-  `slices.json`; the five are scan, reconstruction, score, residual_ratio and blot;
+  `slices.json`; the five are scan, reconstruction, score, excess and blot;
 - with `brains.cases` also what `normscape.stages.cases` writes.
 
 A map that was finished before the stage was cut off is not made again.
@@ -39,7 +39,16 @@ from normscape.errors import DataError
 from normscape.inversion.brains import generate_brain
 from normscape.inversion.volumes import patch_grid
 from normscape.networks.generator import draw_latents
-from normscape.scoring.maps import REGION_SCHEMA, ScanMaps, on_grid, regions, scan_maps, unit_volume, usual_residual, with_image
+from normscape.scoring.maps import (
+    EXCESS_SHOWN,
+    REGION_SCHEMA,
+    ScanMaps,
+    on_grid,
+    regions,
+    scan_maps,
+    unit_volume,
+    with_image,
+)
 from normscape.scoring.metrics import auroc, resample_counts
 from normscape.scoring.ventricles import fluid_levels, ventricle_region, ventricle_volume_ml
 from normscape.stages.cases import map_cases
@@ -53,17 +62,15 @@ from normscape.training.seeding import seeded
 
 SHOWN_IDENTITIES = 3
 """Generated brains that are written as volumes and shown; of all others only the ventricles are kept."""
-PANELS = ("scan", "reconstruction", "score", "residual_ratio", "blot")
-RATIO_SHOWN = 4.0
-"""Residual ratio that is white on the page."""
+PANELS = ("scan", "reconstruction", "score", "excess", "blot")
 VENTRICLE_SCHEMA = pa.schema(
     [("kind", pa.string()), ("identity", pa.string()), ("age_years", pa.float64()), ("volume_ml", pa.float64())]
 )
 MAP_SCHEMA = pa.schema(
     [("name", pa.string()), ("subject", pa.string()), ("session", pa.string()), ("age_years", pa.float64()), ("blot", pa.int64())]
     + [(name, pa.float64()) for name in ("blot_radius_mm", "blot_contrast", "blot_x_mm", "blot_y_mm", "blot_z_mm")]
-    + [(name, pa.float64()) for name in ("peak_score", "mean_score", "peak_in_blot")]
-    + [(f"{name}_auroc", pa.float64()) for name in ("score", "residual", "residual_ratio")]
+    + [(name, pa.float64()) for name in ("peak_score", "mean_score", "peak_in_blot", "excess_peak_in_blot")]
+    + [(f"{name}_auroc", pa.float64()) for name in ("score", "residual", "excess")]
     + [("patches", pa.int64()), ("covered", pa.float64()), ("seconds", pa.float64())]
 )
 
@@ -217,7 +224,6 @@ def _mapped(work: _Work) -> dict[str, float]:
     """Anomaly maps of some test scans, each as it is and with the blot of (seed, scan)."""
     config, cohort, folder = work.config, work.source.cohort, work.context.folder
     (folder / "maps").mkdir(exist_ok=True)
-    usual = _usual(work)
     chosen = _spread_by_age(work, config.brains.scans)
     about_maps: list[dict[str, Any]] = []
     tables: list[pa.Table] = []
@@ -237,8 +243,7 @@ def _mapped(work: _Work) -> dict[str, float]:
         pair, seconds = _finished_or_made(work, grid, changed, number, len(chosen))
         for drawn, maps in enumerate(pair):
             name = f"scan-{number}" + ("_blot" if drawn else "")
-            ratio = maps.residual / np.maximum(usual, 0.1 * float(np.median(usual[mask]))) if usual is not None else None
-            volumes = _volumes(maps, ratio)
+            volumes = _volumes(maps)
             for kind, volume in volumes.items():
                 write_nifti(folder / "maps" / f"{name}_{kind}.nii.gz", volume, cohort.affine)
             person = cohort.subjects.slice(scan, 1).to_pylist()[0]
@@ -252,13 +257,13 @@ def _mapped(work: _Work) -> dict[str, float]:
             about_maps.append(row | _measured(maps, volumes, inside if drawn else None, mask))
             found = regions(maps.score, work.system.threshold, cohort.spacing_mm, cohort.affine)
             tables.append(found.add_column(0, "name", pa.array([name] * len(found), pa.string())))
-            panels.append(_panels(maps, ratio, inside if drawn else np.zeros_like(inside), centre, cohort.atlas_mask))
+            panels.append(_panels(maps, inside if drawn else np.zeros_like(inside), centre, cohort.atlas_mask))
     pq.write_table(pa.Table.from_pylist(about_maps, schema=MAP_SCHEMA), folder / "maps.parquet")
     empty = REGION_SCHEMA.empty_table().add_column(0, "name", pa.array([], pa.string()))
     pq.write_table(pa.concat_tables([empty, *tables]), folder / "regions.parquet")
     np.save(folder / "maps.npy", np.array(panels, np.uint8)[:, :, None])
-    described = {"panels": PANELS, "threshold": work.system.threshold, "ratio_shown": RATIO_SHOWN if usual is not None else None}
-    write_json(folder / "slices.json", described | {"cohort": cohort.name})
+    described = {"panels": PANELS, "threshold": work.system.threshold, "excess_shown": EXCESS_SHOWN, "cohort": cohort.name}
+    write_json(folder / "slices.json", described)
     for path in (folder / "maps").glob("*.npz"):
         path.unlink()
     return _headline(about_maps)
@@ -297,18 +302,7 @@ def _finished_or_made(
     return found, seconds
 
 
-def _usual(work: _Work) -> NDArray[np.float32] | None:
-    """Residual of the normal training patches at each place of the atlas; None where no such patch was projected."""
-    folder = work.context.inputs["project"]
-    table = pq.read_table(folder / "projections.parquet", columns=["sample_id", "split", "label"])
-    rows = np.flatnonzero((table["split"].to_numpy(zero_copy_only=False) == "train") & (table["label"].to_numpy() == 0))
-    if not len(rows):
-        return None
-    inputs, rebuilt = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("inputs", "reconstructions"))
-    return usual_residual(inputs[rows], rebuilt[rows], work.source, table["sample_id"].to_numpy()[rows])
-
-
-def _volumes(maps: ScanMaps, ratio: NDArray[np.floating] | None) -> dict[str, NDArray[np.floating]]:
+def _volumes(maps: ScanMaps) -> dict[str, NDArray[np.floating]]:
     """Name to volume, as they are written; intensities in standard deviations."""
     volumes: dict[str, NDArray[np.floating]] = {
         "scan": maps.image * INTENSITY_RANGE_SD,
@@ -316,7 +310,7 @@ def _volumes(maps: ScanMaps, ratio: NDArray[np.floating] | None) -> dict[str, ND
         "score": maps.score,
         "residual": maps.residual * INTENSITY_RANGE_SD,
     }
-    return volumes if ratio is None else volumes | {"residual_ratio": ratio}
+    return volumes | {"excess": maps.excess} if maps.excess.any() else volumes
 
 
 def _measured(
@@ -334,8 +328,10 @@ def _measured(
     if blot is None:
         return row
     row["peak_in_blot"] = float(blot[peak])
+    if maps.excess.any():
+        row["excess_peak_in_blot"] = float(blot.flat[int(maps.excess.argmax())])
     label = blot[covered].astype(np.int64)
-    for name in ("score", "residual", "residual_ratio"):
+    for name in ("score", "residual", "excess"):
         if name in volumes and 0 < label.sum() < len(label):
             area = auroc(label, volumes[name][covered].astype(np.float64), np.ones((1, len(label))))[0]
             row[f"{name}_auroc"] = float(area)
@@ -343,7 +339,7 @@ def _measured(
 
 
 def _panels(
-    maps: ScanMaps, ratio: NDArray[np.floating] | None, blot: NDArray[np.bool_], centre: list[int], atlas_mask: NDArray[np.uint8]
+    maps: ScanMaps, blot: NDArray[np.bool_], centre: list[int], atlas_mask: NDArray[np.uint8]
 ) -> list[NDArray[np.generic]]:
     """The five pictures of one map, in the order of `PANELS`: three slices each through the blot's place."""
     box, brain = slices.brain_box(atlas_mask), maps.image != 0
@@ -351,7 +347,7 @@ def _panels(
         slices.to_grey(maps.image, brain),
         slices.to_grey(maps.reconstruction, maps.covered),
         slices.to_grey(maps.score, maps.covered, 0.0, 1.0),
-        slices.to_grey(maps.residual if ratio is None else ratio, maps.covered, 0.0, 1.0 if ratio is None else RATIO_SHOWN),
+        slices.to_grey(maps.excess, maps.covered, 0.0, EXCESS_SHOWN),
         (blot * 255).astype(np.uint8),
     )
     return [slices.panel(grey, centre, box) for grey in greys]
@@ -360,7 +356,8 @@ def _panels(
 def _headline(rows: list[dict[str, Any]]) -> dict[str, float]:
     """Means over the maps, for the manifest."""
     found: dict[str, float] = {"maps": float(len(rows))}
-    for name in ("score_auroc", "residual_auroc", "residual_ratio_auroc", "peak_in_blot", "covered", "patches", "seconds"):
+    measured = ("score_auroc", "residual_auroc", "excess_auroc", "peak_in_blot", "excess_peak_in_blot")
+    for name in (*measured, "covered", "patches", "seconds"):
         values = [row[name] for row in rows if name in row]
         if values:
             found[f"map_{name}"] = float(np.mean(values))

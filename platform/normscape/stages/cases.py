@@ -3,10 +3,11 @@
 Each goes from its file to an anomaly map in its own space, as `normscape score` does it. Below `cases/<name>/` lie the files of
 `normscape.stages.scan`; beside them, in the stage's folder:
 
-- `cases.parquet`, a row a case: name, age_years, age_estimated (0, 1), lesion_ml, peak_score, peak_in_lesion, `score_auroc` and
-  `residual_auroc` (voxels of the lesion against the rest of the brain that lies in a patch), regions, patches, and reason: why a
-  case could not be mapped, empty otherwise;
-- `cases.npy`, uint8 (cases, 3, 1, H, W): slices of scan, score and lesion, through the lesion's middle or else the map's peak.
+- `cases.parquet`, a row a case: name, age_years, age_estimated (0, 1), lesion_ml, peak_score, peak_in_lesion, `score_auroc`,
+  `residual_auroc` and `excess_auroc` (voxels of the lesion against the rest of the brain that lies in a patch), regions, patches,
+  and reason: why a case could not be mapped, empty otherwise;
+- `cases.npy`, uint8 (cases, 4, 1, H, W): slices of scan, score, excess and lesion, through the lesion's middle or else the map's
+  peak.
 
 A case that cannot be mapped is listed with its reason, and the rest goes on.
 """
@@ -26,15 +27,19 @@ from normscape.datasets import slices
 from normscape.datasets.cohort import Scan, read_table
 from normscape.datasets.tabular import find_column, is_unknown, read_rows
 from normscape.errors import DataError
+from normscape.scoring.maps import EXCESS_SHOWN
 from normscape.scoring.metrics import auroc
-from normscape.stages.scan import MAP_NAME, RESIDUAL_NAME, ScanModel, score_scan, stripped_by
+from normscape.stages.scan import EXCESS_NAME, MAP_NAME, RESIDUAL_NAME, ScanModel, score_scan, stripped_by
 
 CASE_SCHEMA = pa.schema(
     [("name", pa.string()), ("age_years", pa.float64()), ("age_estimated", pa.int64())]
-    + [(name, pa.float64()) for name in ("lesion_ml", "peak_score", "peak_in_lesion", "score_auroc", "residual_auroc")]
+    + [
+        (name, pa.float64())
+        for name in ("lesion_ml", "peak_score", "peak_in_lesion", "score_auroc", "residual_auroc", "excess_auroc")
+    ]
     + [("regions", pa.int64()), ("patches", pa.int64()), ("reason", pa.string())]
 )
-PANELS = ("scan", "score", "lesion")
+PANELS = ("scan", "score", "excess", "lesion")
 GREY_PERCENTILES = (1.0, 99.0)
 """Intensities of a brain that black and white stand for."""
 
@@ -106,10 +111,11 @@ def _inside(root: Path, name: str) -> Path:
 def _mapped(
     scan: Scan, model: ScanModel, folder: Path, lesion: str | None, tell: Callable[[str, int, int], None]
 ) -> tuple[dict[str, Any], NDArray[np.uint8]]:
-    """One case: its row, and its pictures (3, H, W)."""
+    """One case: its row, and its pictures (4, H, W)."""
     own = folder / "cases" / scan.name
     result = score_scan(scan, model, own, estimate_age=True, progress=tell)
-    t1, score, residual = (_volume(path) for path in (scan.path, own / MAP_NAME, own / RESIDUAL_NAME))
+    files = (scan.path, own / MAP_NAME, own / RESIDUAL_NAME, own / EXCESS_NAME)
+    t1, score, residual, excess = (_volume(path) for path in files)
     inside = score[0] > 0
     row: dict[str, Any] = {
         "name": scan.name,
@@ -131,7 +137,7 @@ def _mapped(
         row["peak_in_lesion"] = float(marked[tuple(centre)])
         label = marked[inside].astype(np.int64)
         if 0 < label.sum() < len(label):
-            for name, (values, _) in (("score", score), ("residual", residual)):
+            for name, (values, _) in (("score", score), ("residual", residual), ("excess", excess)):
                 row[f"{name}_auroc"] = float(auroc(label, values[inside].astype(np.float64), np.ones((1, len(label))))[0])
             centre = _fullest(marked)
     low, high = np.percentile(t1[0][inside], GREY_PERCENTILES) if inside.any() else (0.0, 1.0)
@@ -139,6 +145,7 @@ def _mapped(
     greys = (
         slices.to_grey(t1[0], inside, float(low), float(max(high, low + 1e-6))),
         slices.to_grey(score[0], inside, 0.0, 1.0),
+        slices.to_grey(excess[0], inside, 0.0, EXCESS_SHOWN),
         (marked * 255).astype(np.uint8),
     )
     return row, np.stack([slices.panel(grey, centre, box) for grey in greys])

@@ -6,6 +6,8 @@ brain are projected and scored; the map is brought back onto the scan's own grid
 - `anomaly_map.nii.gz`: mean anomaly score of the patches at each voxel, on the scan's own grid; 0 outside the brain and where no
   patch lies;
 - `residual_map.nii.gz`: mean absolute residual, likewise, in standard deviations of the brain's intensities;
+- `excess_map.nii.gz`: likewise, by how many standard deviations a voxel leaves what is usual for this age at its place; finer
+  than the score, which is that of whole patches (`normscape.inversion.normals`);
 - `regions.csv`: the most abnormal regions, `normscape.scoring.maps.REGION_SCHEMA`;
 - `preprocessed/`: what the preprocessing left.
 """
@@ -37,7 +39,8 @@ from normscape.preprocessing.settings import PreprocessingSettings
 from normscape.scoring.maps import PatchRater, ScanMaps, ValueReader, on_grid, regions, scan_maps
 from normscape.stages.files import read_json
 
-MAP_NAME, RESIDUAL_NAME, REGIONS_NAME = "anomaly_map.nii.gz", "residual_map.nii.gz", "regions.csv"
+MAP_NAME, RESIDUAL_NAME, EXCESS_NAME = "anomaly_map.nii.gz", "residual_map.nii.gz", "excess_map.nii.gz"
+REGIONS_NAME = "regions.csv"
 SIMULATED = "simulated"
 
 
@@ -224,7 +227,7 @@ def _patches(scan: Scan, prepared: PreparedScan, model: ScanModel, folder: Path)
 
 
 def _write(scan: Scan, prepared: PreparedScan, maps: ScanMaps, model: ScanModel, folder: Path) -> pa.Table:
-    """Both maps on the scan's grid, and the table of regions."""
+    """The maps on the scan's grid, and the table of regions."""
     import SimpleITK as sitk
 
     from normscape.preprocessing.registration import read_transform, to_scan_space
@@ -233,7 +236,8 @@ def _write(scan: Scan, prepared: PreparedScan, maps: ScanMaps, model: ScanModel,
     reference = sitk.ReadImage(str(scan.path))
     while reference.GetDimension() > 3:  # a fourth side of length one
         reference = reference[(slice(None),) * (reference.GetDimension() - 1) + (0,)]
-    for name, volume in ((MAP_NAME, maps.score), (RESIDUAL_NAME, maps.residual * INTENSITY_RANGE_SD)):
+    volumes = {MAP_NAME: maps.score, RESIDUAL_NAME: maps.residual * INTENSITY_RANGE_SD, EXCESS_NAME: maps.excess}
+    for name, volume in volumes.items():
         placed = to_scan_space(model.atlas.image(volume.astype(np.float32)), transform, reference)
         sitk.WriteImage(placed, str(folder / name), useCompression=True)
 

@@ -29,6 +29,7 @@ from normscape.inversion.projector import Projection, Projector
 from normscape.networks.auxiliary import denormalize_value
 from normscape.scoring.detectors import Array, Detector, TailDetector, ThresholdDetector
 from normscape.scoring.forest import ForestDetector
+from normscape.scoring.maps import Rated
 from normscape.stages.files import read_json
 from normscape.stages.models import load_projector
 from normscape.stages.status import stage_status
@@ -171,8 +172,8 @@ class ScoredSystem:
             raise DataError("images: expected at least one image, found none")
         return pa.concat_tables(parts)
 
-    def rate(self, images: Tensor, values: Mapping[str, Tensor], masks: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Anomaly scores of one batch by the main detector, and the reconstructions.
+    def rate(self, images: Tensor, values: Mapping[str, Tensor], masks: Tensor | None = None) -> Rated:
+        """Anomaly scores of one batch by the main detector, the reconstructions, and what exceeds the usual where.
 
         Args:
             images: float `(B, C, *S)` in [-1, 1]; what is scored is what the detectors were fitted on, images of 8 bits.
@@ -180,12 +181,14 @@ class ScoredSystem:
             masks: what counts, bool `(B, 1, *S)`; everything when None.
 
         Returns:
-            Scores float64 `(B,)`, higher is more abnormal, and images `(B, C, *S)`.
+            Scores float64 `(B,)`, images `(B, C, *S)`, and the excess `(B, 1, *S)` where positions are known.
         """
-        projection = self.projector.project(to_unit_range(to_uint8(images)), values, masks)
+        images = to_unit_range(to_uint8(images))
+        projection = self.projector.project(images, values, masks)
         columns = condition_columns(self.config, values) | projection_columns(self.projector, projection)
         fitted = self.detectors[MAIN_DETECTOR]
-        return torch.from_numpy(fitted.detector.decision_function(_matrix(columns, fitted))), projection.images
+        scores = torch.from_numpy(fitted.detector.decision_function(_matrix(columns, fitted)))
+        return Rated(scores, projection.images, self.projector.excess(images, values, masks))
 
     @torch.no_grad()
     def read(self, name: str, images: Tensor) -> Tensor:
