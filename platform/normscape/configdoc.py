@@ -17,7 +17,7 @@ _PLAIN = {bool: "true or false", int: "whole number", float: "number", str: "tex
 _PLURAL = {"whole number": "whole numbers", "number": "numbers", "text": "texts", "section": "sections"}
 
 INTRODUCTION = """\
-<!-- Written by `normscape config reference > docs/configuration.md`; change normscape/config.py instead. -->
+<!-- Written by `normscape config reference > docs/configuration.md`; change normscape/config instead. -->
 # Configuration
 
 One YAML file describes one experiment. `normscape config check FILE` names every problem in it,

@@ -1,0 +1,44 @@
+"""The schema of an experiment: everything a run depends on, and nothing else.
+
+A configuration is data: tables I and II of the thesis and every choice the thesis leaves open have one
+field here. Reading files, ``--set`` overrides and error messages live in :mod:`normscape.configio`.
+"""
+
+from normscape.config.attributes import AttributeConfig, AuxiliaryConfig
+from normscape.config.data import AugmentationConfig, DataConfig
+from normscape.config.evaluation import BrainsConfig, NormalsConfig, ProjectionConfig, ScoringConfig
+from normscape.config.experiment import Config, ConfigProblems
+from normscape.config.fields import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
+from normscape.config.training import (
+    ControllerConfig,
+    DiscriminatorConfig,
+    EncoderConfig,
+    GanConfig,
+    GeneratorConfig,
+    LatentsConfig,
+)
+
+__all__ = [
+    "AttributeConfig",
+    "AugmentationConfig",
+    "AuxiliaryConfig",
+    "BrainsConfig",
+    "Config",
+    "ConfigProblems",
+    "ControllerConfig",
+    "DataConfig",
+    "DiscriminatorConfig",
+    "EncoderConfig",
+    "Fraction",
+    "GanConfig",
+    "GeneratorConfig",
+    "LatentsConfig",
+    "NonNegativeFloat",
+    "NonNegativeInt",
+    "NormalsConfig",
+    "PositiveFloat",
+    "PositiveInt",
+    "ProjectionConfig",
+    "ScoringConfig",
+    "Section",
+]

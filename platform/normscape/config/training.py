@@ -1,0 +1,121 @@
+"""The networks and their training."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from normscape.config.fields import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
+
+
+class GeneratorConfig(Section):
+    """StyleGAN2 generator and its mapping stacks (thesis II.A.1, III.A.3b)."""
+
+    channels: tuple[PositiveInt, ...]
+    """Channels from resolution 4 upwards, one entry a resolution."""
+    mapping_layers: PositiveInt = 8
+    """Layers of each sub-space's mapping stack."""
+    mapping_lr_multiplier: PositiveFloat = 0.01
+    """Learning-rate multiplier of the mapping stacks."""
+    noise: bool = True
+    """Per-pixel noise inputs, as in StyleGAN2; a fixed noise image is used outside training."""
+
+
+class DiscriminatorConfig(Section):
+    """StyleGAN2 residual discriminator (thesis III.A.3b)."""
+
+    channels: tuple[PositiveInt, ...]
+    """Channels from the image resolution down to 4, one entry a resolution."""
+    deviation_group: PositiveInt = 4
+    """Group size of the minibatch deviation; must divide the batch size."""
+
+
+class EncoderConfig(Section):
+    """Encoder trained with the generator when `gan.reconstruction_weight` is above 0 (beyond the thesis)."""
+
+    channels: tuple[PositiveInt, ...] | None = None
+    """Channels from the image resolution down to 4, one entry a resolution; the discriminator's when empty."""
+    hidden: PositiveInt = 128
+    """Width of the hidden layer that embeds a known value."""
+
+
+class GanConfig(Section):
+    """GAN training (thesis III.A.3b; optimiser settings of GAN-Control)."""
+
+    steps: PositiveInt
+    """Training steps; one step updates D once and G once."""
+    batch_size: PositiveInt = 32
+    """Images a step; a multiple of 2^N for N attributes (the pairing of II.A.1)."""
+    learning_rate: PositiveFloat = 0.002
+    """Adam's learning rate before the lazy-regularisation correction."""
+    r1_gamma: NonNegativeFloat = 1.0
+    """Weight of the R1 penalty, with the adversarial loss averaged over the batch."""
+    r1_interval: PositiveInt = 16
+    """R1 is computed every this many steps."""
+    path_length_weight: NonNegativeFloat = 0.0
+    """Weight of the path length penalty; 0 leaves it out."""
+    path_length_interval: PositiveInt = 4
+    """The path length penalty is computed every this many steps."""
+    path_length_batch_shrink: PositiveInt = 2
+    """The path length penalty uses batch_size / this many images."""
+    path_length_decay: Fraction = 0.01
+    """Decay of the running mean path length."""
+    reconstruction_weight: NonNegativeFloat = 0.0
+    """Weight of the L1 residual of real images rebuilt through the encoder; 0, as in the thesis, leaves the encoder out."""
+    code_dropout: Fraction = 0.0
+    """Share of the real images that are rebuilt from their known values alone, all else zero: so the generator learns what is
+    usual under these conditions. Beyond the thesis, like the encoder; classifier-free guidance trains alike (Ho 2022)."""
+    warmup_steps: NonNegativeInt = 0
+    """First steps that only reconstruct, without discriminator and contrastive loss; needs a `reconstruction_weight`."""
+    warmup_learning_rate: PositiveFloat | None = None
+    """Learning rate of generator and encoder in the warm-up; `learning_rate` when empty."""
+    warmup_beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Adam's first decay for generator and encoder in the warm-up; later it is 0."""
+    ema_half_life_images: PositiveInt = 10_000
+    """Half-life, in images, of the averaged generator."""
+    checkpoint_interval: PositiveInt = 1000
+    """Steps between checkpoints."""
+    log_interval: PositiveInt = 50
+    """Steps between logged losses and distances."""
+    sample_interval: PositiveInt = 1000
+    """Steps between sample grids, and between Frechet and kernel distances."""
+    quality_samples: PositiveInt = 2048
+    """Generated and real images for the Frechet and kernel distances."""
+
+    @model_validator(mode="after")
+    def _check(self) -> GanConfig:
+        if self.warmup_steps and not self.reconstruction_weight:
+            raise ValueError("warmup_steps needs a reconstruction_weight above 0: there is nothing else to train on")
+        return self
+
+
+class ControllerConfig(Section):
+    """Controllers: attribute value -> style (thesis II.A.2)."""
+
+    source: Literal["generated", "encoder"] = "generated"
+    """Pairs to learn from: styles of generated images with the values that the auxiliary network reads from them (the thesis);
+    or random values with the styles that the encoder, which has seen true values, gives them."""
+    samples: PositiveInt = 32_000
+    """N_s: generated images with predicted attributes."""
+    epochs: PositiveInt = 100
+    """Passes over the generated set."""
+    batch_size: PositiveInt = 128
+    """Pairs a step."""
+    layers: PositiveInt = 4
+    """Fully connected layers."""
+    hidden: PositiveInt = 512
+    """Width of the hidden layers."""
+    learning_rate: PositiveFloat = 0.002
+    """Adam's learning rate."""
+    lr_multiplier: PositiveFloat = 0.01
+    """Learning-rate multiplier of the layers."""
+    check_samples: PositiveInt = 2048
+    """Images generated at asked values to measure the controllers."""
+
+
+class LatentsConfig(Section):
+    """PCA of each style sub-space (thesis II.B.1, IV.A.1)."""
+
+    samples: PositiveInt = 32_000
+    """Style vectors that the PCA is fitted to."""
