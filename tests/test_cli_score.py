@@ -17,7 +17,7 @@ from normscape.cli import main
 from normscape.config import Config
 from normscape.configio import dump_yaml
 from normscape.datasets.simulated import simulate_cohort
-from normscape.stages import project, score
+from normscape.stages import normals, project, score
 from normscape.stages.core import StageContext, folder_name, stage_keys
 from normscape.stages.system import write_package
 from normscape.tracking.store import open_client
@@ -63,13 +63,13 @@ def run_folder(
     folder, keys = tmp_path / "runs" / config.name, stage_keys(config)
     made = untrained_inputs(config, folder)
     inputs: dict[str, Path] = {}
-    for name in ("prepare", "auxiliary", "gan", "controllers", "latents", "project", "score"):
+    for name in ("prepare", "auxiliary", "gan", "controllers", "latents", "normals", "project", "score"):
         inputs[name] = folder / folder_name(name, keys[name])
         if name in made:
             os.rename(made[name], inputs[name])
         else:
             inputs[name].mkdir()
-            run = {"project": project, "score": score}[name].run
+            run = {"normals": normals, "project": project, "score": score}[name].run
             run(StageContext(config, inputs[name], inputs, torch.device("cpu"), SilentRecorder()))
         (inputs[name] / "manifest.json").write_text(json.dumps({"stage": name, "key": keys[name], "metrics": {}}))
     (folder / "config.yaml").write_text(dump_yaml(config))
@@ -96,15 +96,17 @@ def test_a_scan_from_file_to_page(
     assert f"page  {out / 'index.html'}" in text
     assert "note: The model learned from: simulated cohort." in text
     names = {path.name for path in out.iterdir()}
-    assert names == {
-        "anomaly_map.nii.gz", "residual_map.nii.gz", "regions.csv", "overlay.png", "index.html", "summary.json", "preprocessed"
-    }  # fmt: skip
+    maps = {f"{kind}_map.nii.gz" for kind in ("anomaly", "excess", "residual")}
+    assert names == maps | {"regions.csv", "overlay.png", "index.html", "summary.json", "preprocessed"}
     found, given = (sitk.ReadImage(str(path)) for path in (out / "anomaly_map.nii.gz", scan))
     assert (found.GetSize(), found.GetSpacing()) == (given.GetSize(), given.GetSpacing())
     assert 0 < sitk.GetArrayFromImage(found).max() <= 1
     assert json.loads((out / "summary.json").read_text())["age_years"] == 63
 
     good = [scan, "--run", run_folder, "--strip", "none", "--out", out, "--quiet"]
+    elsewhere = [*good[:-2], tmp_path / "unknown", "--quiet"]
+    code, text, err = command(*elsewhere, "--age", "unknown")
+    assert (code, "years was read from the scan by the age network" in text) == (0, True), err
     chairs = tmp_path / "runs" / "chairs"
     chairs.mkdir()
     (chairs / "config.yaml").write_text(dump_yaml(toy_config()))
@@ -112,7 +114,6 @@ def test_a_scan_from_file_to_page(
     text_file.write_text("no scan")
     mistakes: list[tuple[list[Any], str]] = [
         ([*good], "the age is not known"),
-        ([*good, "--age", "unknown"], "there is no form without to fall back on"),
         ([*good, "--age", "old"], "--age old: expected years as a number"),
         ([*good, "--age", "-3"], "expected years above 0"),
         ([*good, "--age", 63, "--model", "models:/a@b"], "give one of --run FOLDER and --model"),

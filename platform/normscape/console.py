@@ -119,7 +119,7 @@ class ConsoleListener:
         """Move the bar, or say how far a stage is every few seconds."""
         seconds = self._pace.update(done, total, unit)
         left = f"{duration(seconds)} left" if seconds is not None else ""
-        count = f"{done}/{total} {unit}{'es' if unit.endswith('ch') else 's'}"
+        count = f"{done}/{total} {unit}{'es' if unit.endswith('tch') else 's'}"
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=done, total=total, count=count, left=left)
         elif not self._quiet and time.monotonic() >= self._next_line:
