@@ -140,12 +140,14 @@ def toy_brain_settings() -> dict[str, Any]:
     shared = {"kind": "value", "latent_dim": 6, "distance": "l1", "tau_same": 0.02, "tau_different": 0.2, "auxiliary": auxiliary}
     age = {"name": "age", "output_dim": 1, "column": "age_years", "value_min": 20.0, "value_max": 80.0, "unit": "years"}
     position = {"name": "position", "output_dim": 3, "column": "position_mm", "value_min": -80, "value_max": 80, "unit": "mm"}
+    position |= {"grids": [3]}
     return settings | {
         "image_channels": 1,
         "data": {"source": "brain", "train_subjects": 4, "test_subjects": 2},
         "augmentation": {"pad_fraction": 0.0},
         "attributes": [identity, shared | age, shared | position],
         "gan": settings["gan"] | {"reconstruction_weight": 5.0, "warmup_steps": 3, "path_length_weight": 0.0},
+        "generator": settings["generator"] | {"atlas_channels": 2},
         "controllers": settings["controllers"] | {"source": "encoder"},
         "projection": settings["projection"] | {"perceptual": "ssim", "start": "encoder"},
     }

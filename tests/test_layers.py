@@ -194,7 +194,7 @@ def _run_training_and_projection() -> None:
     generator = trainer.averaged
     styles = generator.mapping(torch.randn(64, generator.latent_dim))
     space = {name: WhitenedSubspace.fit(styles[:, generator.subspace_slice(name)]) for name in generator.subspaces}
-    controllers = {"angle": Controller(config.attributes[1], config.controllers).requires_grad_(False)}
+    controllers = {"angle": Controller.from_config(config.attributes[1], config).requires_grad_(False)}
     projector = Projector(config, generator, controllers, space, auxiliaries["identity"].features)
     result = projector.project(images, {"angle": torch.full((8, 1), 45.0)})
     assert result.images.shape == images.shape

@@ -23,7 +23,7 @@ def parts(toy_brain_config: Callable[..., Config]) -> tuple[Generator, dict[str,
     config = toy_brain_config()
     torch.manual_seed(0)
     generator = Generator.from_config(config)
-    controllers = {a.name: Controller(a, config.controllers) for a in config.value_attributes}
+    controllers = {a.name: Controller.from_config(a, config) for a in config.value_attributes}
     return generator, controllers, {"age": torch.full((3, 1), 30.0), "position": torch.randn(3, 3) * 40}
 
 

@@ -23,7 +23,7 @@ def make(config: Config) -> Projector:
     torch.manual_seed(0)
     generator = Generator.from_config(config)
     freeze(generator)
-    controllers = {a.name: Controller(a, config.controllers) for a in config.value_attributes}
+    controllers = {a.name: Controller.from_config(a, config) for a in config.value_attributes}
     discriminator, encoder = Discriminator.from_config(config), Encoder.from_config(config)
     for network in (*controllers.values(), discriminator, encoder):
         freeze(network)

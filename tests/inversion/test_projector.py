@@ -23,7 +23,7 @@ def make(config: Config) -> Projector:
     torch.manual_seed(0)
     generator = Generator.from_config(config)
     freeze(generator)
-    controller = Controller(config.attributes[1], config.controllers)
+    controller = Controller.from_config(config.attributes[1], config)
     freeze(controller)
     styles = generator.mapping(torch.randn(512, generator.latent_dim))
     space = {name: WhitenedSubspace.fit(styles[:, generator.subspace_slice(name)]) for name in generator.subspaces}

@@ -12,12 +12,11 @@ from normscape.config import AttributeConfig, AuxiliaryConfig, Config
 from normscape.errors import DataError
 from normscape.networks.auxiliary import (
     AuxiliaryNetwork,
-    denormalize_value,
     freeze,
     load_medicalnet,
-    normalize_value,
     output_distance,
 )
+from normscape.networks.values import denormalize_value, normalize_value
 
 SHAPE = AuxiliaryConfig(width=4, stem_kernel=3, stem_stride=2, stem_pool=False, batch_size=8)
 IDENTITY = AttributeConfig(

@@ -82,7 +82,7 @@ def _write_networks(config: Config, folders: dict[str, Path]) -> None:
     for attribute in config.attributes:
         save_module(AuxiliaryNetwork.from_config(attribute, config), folders["auxiliary"] / f"{attribute.name}.safetensors")
     for attribute in config.value_attributes:
-        save_module(Controller(attribute, config.controllers), folders["controllers"] / f"{attribute.name}.safetensors")
+        save_module(Controller.from_config(attribute, config), folders["controllers"] / f"{attribute.name}.safetensors")
     generator = Generator.from_config(config)
     save_module(generator, folders["gan"] / "generator.safetensors")
     save_module(Discriminator.from_config(config), folders["gan"] / "discriminator.safetensors")

@@ -13,8 +13,9 @@ from normscape.datasets.samples import SampleSet
 from normscape.inversion.projector import Projector
 from normscape.inversion.style_space import WhitenedSubspace
 from normscape.networks.auxiliary import AuxiliaryNetwork, freeze
+from normscape.networks.controller import EncodedController
 from normscape.training.auxiliary import train_auxiliary, value_distance, value_error
-from normscape.training.controllers import encoded_values, measure_control, random_values, train_controller
+from normscape.training.controllers import measure_control, random_values
 from normscape.training.gan import GanTrainer, draw_masks, draw_real, real_index, train_gan
 from normscape.training.recorder import SilentRecorder
 
@@ -38,10 +39,7 @@ def test_from_the_auxiliary_networks_to_a_projection(
     controllers = {}
     for attribute in config.value_attributes:
         known = samples.values[attribute.column or ""] if attribute.output_dim > 1 else None
-        pairs = encoded_values(trainer.averaged, trainer.averaged_encoder, attribute, count=64, seed=0, known=known)
-        controllers[attribute.name] = train_controller(
-            attribute, config, *pairs, folder=tmp_path / f"c-{attribute.name}", **arguments
-        )
+        controllers[attribute.name] = EncodedController.of(attribute, config, trainer.averaged_encoder, trainer.averaged)
         measured = measure_control(
             attribute,
             trainer.averaged,
@@ -184,7 +182,10 @@ def test_dropped_codes(toy_brain_config: Make, toy_brain_samples: MakeSamples) -
 
 
 def test_rates_of_the_warm_up(toy_brain_config: Make, toy_brain_samples: MakeSamples) -> None:
-    """Generator and encoder have their own rates until the discriminator joins in, then those of the adversarial training."""
+    """Generator and encoder have their own rates until the discriminator joins in, then those of the adversarial training.
+
+    As a cosine, the rate has come half way down in the middle of the warm-up.
+    """
     config = toy_brain_config(gan={"warmup_steps": 1, "warmup_learning_rate": 0.01, "warmup_beta1": 0.9})
     samples = toy_brain_samples()
     auxiliaries = {a.name: AuxiliaryNetwork.from_config(a, config).fold() for a in config.attributes}
@@ -197,3 +198,27 @@ def test_rates_of_the_warm_up(toy_brain_config: Make, toy_brain_samples: MakeSam
             [group] = optimizer.param_groups
             assert group["lr"] == pytest.approx(rate)
             assert group["betas"] == (beta1, 0.99)
+    halfway = toy_brain_config(gan={"warmup_steps": 10, "warmup_learning_rate": 0.01, "warmup_schedule": "cosine"})
+    trainer = GanTrainer(halfway, auxiliaries, CPU)
+    real, values = draw_real(samples, halfway, 5, trainer.rows)
+    trainer.step(real, 5, values)
+    [group] = trainer.optimizer_g.param_groups
+    assert group["lr"] == pytest.approx((0.01 + halfway.gan.learning_rate) / 2)
+
+
+def test_the_mapping_learns_the_places_of_real_patches(toy_brain_config: Make, toy_brain_samples: MakeSamples) -> None:
+    """Rebuilt rows lie exactly where their images do; how far the mapping is astray falls; random rows keep their places."""
+    config, samples = toy_brain_config(gan={"warmup_steps": 60, "warmup_learning_rate": 0.01}), toy_brain_samples()
+    trainer = GanTrainer(config, {}, CPU)
+    real, values = draw_real(samples, config, 0, trainer.rows)
+    where, known = trainer.generator.place_slice, values["position"] / 80
+    assert where is not None
+    styles = torch.randn(len(known) + 2, trainer.generator.latent_dim)
+    placed, astray = trainer._at_known_places(styles, values)
+    torch.testing.assert_close(placed[2:, where], known)
+    assert torch.equal(placed[:2], styles[:2])
+    torch.testing.assert_close(astray, (styles[2:, where] - known).abs().mean())
+    first = trainer.step(real, 0, values)["place_l1"]
+    for step in range(1, 60):
+        last = trainer.step(real, step, values)["place_l1"]
+    assert last < 0.5 * first

@@ -9,11 +9,10 @@ import torch
 
 from normscape.config import Config
 from normscape.networks.auxiliary import AuxiliaryNetwork
-from normscape.networks.controller import Controller
+from normscape.networks.controller import Controller, EncodedController
 from normscape.networks.encoder import Encoder
 from normscape.networks.generator import Generator
 from normscape.training.controllers import (
-    encoded_values,
     generated_values,
     measure_control,
     train_controller,
@@ -52,22 +51,24 @@ def test_a_resumed_controller_equals_an_uninterrupted_one(toy_config: Callable[.
     assert all(torch.equal(a, b) for a, b in zip(straight.state_dict().values(), again.state_dict().values(), strict=True))
 
 
-def test_the_encoders_pairs_are_styles_of_random_values(toy_config: Callable[..., Config]) -> None:
-    """Values cover the range, and each style is that of its value alone, whatever the image."""
-    config = toy_config()
+def test_an_encoded_controller_gives_the_styles_of_encoder_and_mapping(toy_config: Callable[..., Config]) -> None:
+    """Those that any image with this known value has, and its weights travel through a file."""
+    config = toy_config(controllers={"source": "encoder"}, gan={"reconstruction_weight": 1.0})
     torch.manual_seed(0)
     generator, encoder = Generator.from_config(config), Encoder.from_config(config)
-    styles, values = encoded_values(generator, encoder, config.attributes[1], count=200, seed=0)
-    assert styles.shape == (200, 6)
-    assert 0 <= values.min() < 5 < 85 < values.max() <= 90
-    w = generator.mapping(encoder(torch.rand(200, 3, 8, 8), {"angle": values}))
-    torch.testing.assert_close(styles, w[:, generator.subspace_slice("angle")])
+    attribute, values = config.attributes[1], torch.rand(20, 1) * 90
+    controller = EncodedController.of(attribute, config, encoder, generator)
+    w = generator.mapping(encoder(torch.rand(20, 3, 8, 8), {"angle": values}))
+    torch.testing.assert_close(controller(values), w[:, generator.subspace_slice("angle")])
+    again = Controller.from_config(attribute, config)
+    again.load_state_dict(controller.state_dict())
+    assert torch.equal(again(values), controller(values))
 
 
 def test_only_the_own_sub_space_changes(toy_config: Callable[..., Config]) -> None:
     """`with_value` writes the controller's style and leaves the rest, with one style or one a resolution."""
     config = toy_config()
-    generator, controller = Generator.from_config(config), Controller(config.attributes[1], config.controllers)
+    generator, controller = Generator.from_config(config), Controller.from_config(config.attributes[1], config)
     w, value = torch.randn(3, generator.latent_dim), torch.tensor([[0.0], [45.0], [90.0]])
     part = generator.subspace_slice("angle")
     for styles in (w, w[:, None].repeat(1, 2, 1)):
@@ -83,7 +84,7 @@ def test_measurement_and_sweep_have_the_promised_shapes(toy_config: Callable[...
     torch.manual_seed(0)
     generator = Generator.from_config(config).requires_grad_(False)
     networks = {a.name: AuxiliaryNetwork.from_config(a, config).fold() for a in config.attributes}
-    controller = Controller(config.attributes[1], config.controllers).requires_grad_(False)
+    controller = Controller.from_config(config.attributes[1], config).requires_grad_(False)
     measured = measure_control(
         config.attributes[1], generator, controller, networks, identity="identity", count=10, seed=0, batch_size=4
     )

@@ -265,7 +265,7 @@ def random_projector(config: Config, auxiliaries: Mapping[str, AuxiliaryNetwork]
         torch.manual_seed(0)
         generator = Generator.from_config(config).to(device)
         freeze(generator)
-        controllers = {a.name: Controller(a, config.controllers).to(device) for a in config.value_attributes}
+        controllers = {a.name: Controller.from_config(a, config).to(device) for a in config.value_attributes}
         for controller in controllers.values():
             freeze(controller)
         styles = generator.mapping(draw_latents(1024, generator, seeded(0, "styles"))).cpu()

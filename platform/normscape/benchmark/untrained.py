@@ -42,7 +42,7 @@ def untrained_inputs(config: Config, folder: Path) -> dict[str, Path]:
         for attribute in config.attributes:
             save_module(AuxiliaryNetwork.from_config(attribute, config), inputs["auxiliary"] / f"{attribute.name}.safetensors")
         for attribute in config.value_attributes:
-            save_module(Controller(attribute, config.controllers), inputs["controllers"] / f"{attribute.name}.safetensors")
+            save_module(Controller.from_config(attribute, config), inputs["controllers"] / f"{attribute.name}.safetensors")
         generator = Generator.from_config(config)
         save_module(generator, inputs["gan"] / "generator.safetensors")
         save_module(Discriminator.from_config(config), inputs["gan"] / "discriminator.safetensors")

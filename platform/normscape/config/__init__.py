@@ -4,7 +4,7 @@ A configuration is data: tables I and II of the thesis and every choice the thes
 field here. Reading files, ``--set`` overrides and error messages live in :mod:`normscape.configio`.
 """
 
-from normscape.config.attributes import AttributeConfig, AuxiliaryConfig
+from normscape.config.attributes import POSITION_COLUMN, AttributeConfig, AuxiliaryConfig
 from normscape.config.data import AugmentationConfig, DataConfig
 from normscape.config.evaluation import BrainsConfig, NormalsConfig, ProjectionConfig, ScoringConfig
 from normscape.config.experiment import Config, ConfigProblems
@@ -19,6 +19,7 @@ from normscape.config.training import (
 )
 
 __all__ = [
+    "POSITION_COLUMN",
     "AttributeConfig",
     "AugmentationConfig",
     "AuxiliaryConfig",

@@ -9,6 +9,9 @@ from pydantic import Field, model_validator
 
 from normscape.config.fields import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Section
 
+POSITION_COLUMN = "position_mm"
+"""Column that holds where a patch of a brain lies."""
+
 
 class AuxiliaryConfig(Section):
     """One auxiliary network M_k: a MONAI ResNet18 and its training (thesis III.A.3a)."""
@@ -74,6 +77,9 @@ class AttributeConfig(Section):
     """Value that is 0 after normalisation; only for `kind: value`."""
     value_max: float = 1.0
     """Value that is 1 after normalisation; only for `kind: value`."""
+    grids: tuple[Annotated[int, Field(ge=2)], ...] = ()
+    """Learned grids through which the encoder sees a known value, beside smooth waves: nodes along each axis of the range, one
+    number a grid. They tell near places apart, and would let a network learn single subjects by their age."""
     unit: str = ""
     """Unit of the value, for tables and axes."""
     auxiliary: AuxiliaryConfig = AuxiliaryConfig()
@@ -85,6 +91,8 @@ class AttributeConfig(Section):
             raise ValueError(f"tau_same ({self.tau_same}) must not exceed tau_different ({self.tau_different})")
         if self.kind == "value" and not self.column:
             raise ValueError("an attribute of kind value needs `column`, where its value stands")
+        if self.grids and (self.kind != "value" or self.output_dim > 3):
+            raise ValueError("grids are for attributes of kind value with at most 3 components")
         if self.value_max <= self.value_min:
             raise ValueError("value_max must be larger than value_min")
         if self.kind == "embedding" and self.auxiliary.batch_size % self.auxiliary.views_per_subject:

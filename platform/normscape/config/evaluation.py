@@ -90,6 +90,9 @@ class BrainsConfig(Section):
     """Voxels from one patch to the next."""
     identities: PositiveInt = 8
     """Brains that are generated at every age."""
+    truncation: Fraction = 1.0
+    """Share of the way from the neutral style to that of random latents that a generated brain's identity lies at: the truncation
+    trick (Karras et al. 2019). 1, as in the thesis: all of it."""
     ages: Annotated[tuple[PositiveFloat, ...], Field(min_length=2)] = (30.0, 50.0, 70.0)
     """Ages, in years, that every identity is generated at; the oldest is compared with the youngest."""
     scans: PositiveInt = 2

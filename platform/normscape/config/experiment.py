@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from normscape.config.attributes import AttributeConfig
+from normscape.config.attributes import POSITION_COLUMN, AttributeConfig
 from normscape.config.data import AugmentationConfig, DataConfig
 from normscape.config.evaluation import BrainsConfig, NormalsConfig, ProjectionConfig, ScoringConfig
 from normscape.config.fields import NonNegativeInt, PositiveInt, Section
@@ -78,6 +78,11 @@ class Config(Section):
         return tuple(a for a in self.attributes if a.kind == "value")
 
     @property
+    def position(self) -> AttributeConfig | None:
+        """The attribute that says where a patch lies, where there is one."""
+        return next((a for a in self.value_attributes if a.column == POSITION_COLUMN), None)
+
+    @property
     def subspaces(self) -> dict[str, int]:
         """Name and width of every sub-space, in order; the last one is `other`."""
         return {a.name: a.latent_dim for a in self.attributes} | {"other": self.other_dim}
@@ -123,6 +128,9 @@ class Config(Section):
                     f"must divide gan.batch_size ({self.gan.batch_size}), found {self.gan.path_length_batch_shrink}",
                 )
             )
+        if self.generator.atlas_channels and (self.dims, self.position and self.position.output_dim) != (3, 3):
+            message = "needs dims 3 and an attribute with 3 components and column `position_mm`"
+            problems.append(("generator.atlas_channels", message))
         if self.projection.start == "encoder" and not self.gan.reconstruction_weight:
             problems.append(("projection.start", "encoder needs gan.reconstruction_weight above 0, or there is no encoder"))
         if self.controllers.source == "encoder" and not self.gan.reconstruction_weight:

@@ -18,6 +18,9 @@ class GeneratorConfig(Section):
     """Layers of each sub-space's mapping stack."""
     mapping_lr_multiplier: PositiveFloat = 0.01
     """Learning-rate multiplier of the mapping stacks."""
+    atlas_channels: NonNegativeInt = 0
+    """Channels of a learned volume over the range of positions; a patch gets the window of it that it covers, weighed by its
+    style. 0, as in the thesis: none. Needs an attribute with the column `position_mm`."""
     noise: bool = True
     """Per-pixel noise inputs, as in StyleGAN2; a fixed noise image is used outside training."""
 
@@ -70,6 +73,8 @@ class GanConfig(Section):
     """First steps that only reconstruct, without discriminator and contrastive loss; needs a `reconstruction_weight`."""
     warmup_learning_rate: PositiveFloat | None = None
     """Learning rate of generator and encoder in the warm-up; `learning_rate` when empty."""
+    warmup_schedule: Literal["constant", "cosine"] = "constant"
+    """Whether the warm-up's rate stays, or falls as a cosine to `learning_rate`."""
     warmup_beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Adam's first decay for generator and encoder in the warm-up; later it is 0."""
     ema_half_life_images: PositiveInt = 10_000
@@ -94,8 +99,8 @@ class ControllerConfig(Section):
     """Controllers: attribute value -> style (thesis II.A.2)."""
 
     source: Literal["generated", "encoder"] = "generated"
-    """Pairs to learn from: styles of generated images with the values that the auxiliary network reads from them (the thesis);
-    or random values with the styles that the encoder, which has seen true values, gives them."""
+    """`generated`: learnt from styles of generated images and the values that the auxiliary network reads from them, as in the
+    thesis. `encoder`: what the encoder, which has seen true values, makes of a value; the next seven keys are then unused."""
     samples: PositiveInt = 32_000
     """N_s: generated images with predicted attributes."""
     epochs: PositiveInt = 100

@@ -27,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from normscape.config import DataConfig
+from normscape.config import POSITION_COLUMN, DataConfig
 from normscape.datasets.chairs import cache_folder
 from normscape.datasets.contrast import SCHEMA, ContrastShifts, ContrastTable, measure_contrast, shift_contrast
 from normscape.datasets.prepared import PreparedCohort
@@ -35,7 +35,7 @@ from normscape.errors import DataError
 
 INTENSITY_RANGE_SD = 3.0
 """Standard deviations of the brain's intensities that 1 stands for."""
-AGE_COLUMN, POSITION_COLUMN, CONTRAST_COLUMN = "age_years", "position_mm", "contrast"
+AGE_COLUMN, CONTRAST_COLUMN = "age_years", "contrast"
 PATCHES_NAME, CONTRAST_NAME = "patches.parquet", "contrast.parquet"
 NOISE_SIDE = 64
 """Side of the noise volume that backgrounds are cut from when they must not change; it repeats at its faces."""

@@ -22,6 +22,7 @@ def generate_brain(
     centres: ArrayLike,
     shape: Sequence[int],
     *,
+    truncation: float = 1.0,
     batch_size: int = 64,
 ) -> Blender:
     """One brain: all patches share the sub-vectors that no controller gives (identity, `other`); the others follow their values.
@@ -34,13 +35,15 @@ def generate_brain(
             the position.
         centres: (P, 3) voxels z, y, x.
         shape: (Z, Y, X) of the brain's volume.
+        truncation: share of the way from the style of latents of zero to that of `z`.
         batch_size: patches at once.
 
     Returns:
         The blended patches, in the generator's range of about [-1, 1]; nothing is masked.
     """
     device = generator.constant.device
-    style = generator.mapping(z.to(device)[None])
+    neutral, own = generator.mapping(torch.stack([torch.zeros_like(z), z]).to(device)).split(1)
+    style = neutral + truncation * (own - neutral)
     blender = Blender(shape, 4 * 2 ** (len(generator.resolutions) - 1))
     places = torch.as_tensor(centres)
     for rows in torch.arange(len(places)).split(batch_size):

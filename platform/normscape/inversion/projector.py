@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 
 from normscape.config import Config
-from normscape.datasets.patches import POSITION_COLUMN
 from normscape.inversion.normals import ATLAS, CONDITIONS, ENCODED, Normals
 from normscape.inversion.style_space import StyleSpace
 from normscape.losses.masked import as_mask, neighbourhoods, resampled, weighted_mean, within, worst, worst_share
 from normscape.losses.reconstruction import Features, feature_distances, feature_residuals, pixel_residual
 from normscape.losses.similarity import structural_similarity
-from normscape.networks.auxiliary import AuxiliaryNetwork, denormalize_value, output_distance
+from normscape.networks.auxiliary import AuxiliaryNetwork, output_distance
 from normscape.networks.controller import Controller
 from normscape.networks.discriminator import Discriminator
 from normscape.networks.encoder import Encoder
 from normscape.networks.generator import Generator
+from normscape.networks.values import denormalize_value
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Projector:
             raise ValueError("projection.start is encoder, and there is no encoder")
         self.device = generator.constant.device
         self.normals = None if normals is None else normals.to(self.device)
-        self.place = next((a.name for a in config.value_attributes if a.column == POSITION_COLUMN), None)
+        self.place = None if config.position is None else config.position.name
         self.space = {name: part.to(self.device) for name, part in space.items()}
         self.free = tuple(name for name in generator.subspaces if name not in controllers)
         self.radii = {name: self.settings.radius or self.space[name].radius(self.settings.radius_quantile) for name in self.free}

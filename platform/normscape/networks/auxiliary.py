@@ -167,16 +167,6 @@ def output_distance(attribute: AttributeConfig, a: Tensor, b: Tensor) -> Tensor:
     return (a - b).abs().mean(-1).clamp(max=1.0)
 
 
-def normalize_value(attribute: AttributeConfig, value: Tensor) -> Tensor:
-    """A value in its unit to the normalised scale."""
-    return (value - attribute.value_min) / (attribute.value_max - attribute.value_min)
-
-
-def denormalize_value(attribute: AttributeConfig, value: Tensor) -> Tensor:
-    """A normalised value to the attribute's unit."""
-    return value * (attribute.value_max - attribute.value_min) + attribute.value_min
-
-
 def freeze(module: nn.Module) -> nn.Module:
     """Put a network into inference mode and stop gradients to its weights (not to its input)."""
     return module.eval().requires_grad_(False)

@@ -6,42 +6,15 @@ a place in the latent space, as in in-domain inversion (Zhu et al. 2020) and adv
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from normscape.config import AttributeConfig, Config
-from normscape.networks.auxiliary import normalize_value
 from normscape.networks.discriminator import ResidualTrunk
 from normscape.networks.layers import EqualizedLinear
-
-FREQUENCIES = 4
-"""Half waves over a value's range that its embedding sees."""
-
-
-class ValueEmbedding(nn.Module):
-    """A known value to its latents z^k, through half waves over the range (Tancik et al. 2020) and one hidden layer.
-
-    Args:
-        attribute: whose value it is.
-        hidden: width of the hidden layer.
-    """
-
-    def __init__(self, attribute: AttributeConfig, *, hidden: int) -> None:
-        super().__init__()
-        self.attribute = attribute
-        self.hidden = EqualizedLinear(attribute.output_dim * (1 + 2 * FREQUENCIES), hidden, activate=True)
-        self.out = EqualizedLinear(hidden, attribute.latent_dim)
-
-    def forward(self, value: Tensor) -> Tensor:
-        """Values `(B, D)` in the attribute's unit to latents `(B, d)`."""
-        position = normalize_value(self.attribute, value)
-        waves = position[..., None] * (math.pi * torch.arange(1, FREQUENCIES + 1, device=value.device))
-        seen = torch.cat([position[..., None] * 2 - 1, waves.sin(), waves.cos()], dim=2).flatten(1)
-        latents: Tensor = self.out(self.hidden(seen))
-        return latents
+from normscape.networks.values import ValueEmbedding
 
 
 class Encoder(ResidualTrunk):

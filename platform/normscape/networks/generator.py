@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from normscape.config import Config
+from normscape.config import AttributeConfig, Config
 from normscape.networks.layers import SLOPE, SQRT2, EqualizedLinear, ModulatedConv, memory_format, spatial, upsample
+from normscape.networks.learned_atlas import LearnedAtlas
 
 
 class SubspaceMapping(nn.Module):
@@ -121,6 +122,8 @@ class Generator(nn.Module):
         image_channels: channels of the image.
         mapping_layers, mapping_lr_multiplier: see :class:`SubspaceMapping`.
         noise: per-pixel noise inputs.
+        atlas: learned volume whose window is added to a patch.
+        position: the attribute that says which window; the first coordinates of its styles are the place from -1 to 1.
     """
 
     def __init__(
@@ -133,6 +136,8 @@ class Generator(nn.Module):
         mapping_layers: int = 8,
         mapping_lr_multiplier: float = 0.01,
         noise: bool = True,
+        atlas: LearnedAtlas | None = None,
+        position: AttributeConfig | None = None,
     ) -> None:
         super().__init__()
         self.subspaces = dict(subspaces)
@@ -145,10 +150,22 @@ class Generator(nn.Module):
             ResolutionBlock(dims, inputs, outputs, self.latent_dim, image_channels, side=side, noise=noise)
             for inputs, outputs, side in zip((None, *channels[:-1]), channels, self.resolutions, strict=True)
         )
+        self.atlas, self.position = atlas, position
 
     @classmethod
     def from_config(cls, config: Config) -> Generator:
         """The generator that a configuration describes, with random weights."""
+        position, atlas = config.position, None
+        if config.generator.atlas_channels and position is not None:
+            atlas = LearnedAtlas(
+                config.generator.atlas_channels,
+                sum(config.subspaces.values()),
+                config.image_channels,
+                side=config.image_size,
+                spacing=config.data.spacing_mm,
+                low=position.value_min,
+                high=position.value_max,
+            )
         return cls(
             subspaces=config.subspaces,
             channels=config.generator.channels,
@@ -157,6 +174,8 @@ class Generator(nn.Module):
             mapping_layers=config.generator.mapping_layers,
             mapping_lr_multiplier=config.generator.mapping_lr_multiplier,
             noise=config.generator.noise,
+            atlas=atlas,
+            position=position if atlas is not None else None,
         )
 
     def subspace_slice(self, name: str) -> slice:
@@ -167,6 +186,14 @@ class Generator(nn.Module):
                 return slice(start, start + width)
             start += width
         raise KeyError(name)
+
+    @property
+    def place_slice(self) -> slice | None:
+        """Where a style holds the place of its patch; None without an atlas."""
+        if self.position is None:
+            return None
+        start = self.subspace_slice(self.position.name).start
+        return slice(start, start + self.position.output_dim)
 
     def synthesize(self, styles: Tensor, noise: NoiseSource | None = None) -> Tensor:
         """Styles to images.
@@ -185,6 +212,8 @@ class Generator(nn.Module):
         for block, w in zip(self.blocks, styles.unbind(1), strict=True):
             x, image = block(x, image, w, noise)
         assert image is not None
+        if self.atlas is not None and self.place_slice is not None:
+            image = image + self.atlas(styles[:, -1, self.place_slice], styles[:, -1])
         return image
 
     def forward(self, z: Tensor, noise: NoiseSource | None = None) -> Tensor:

@@ -31,10 +31,10 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from normscape.config import Config
+from normscape.config import POSITION_COLUMN, Config
 from normscape.datasets import slices
 from normscape.datasets.blots import draw_blot, standard_blots
-from normscape.datasets.patches import AGE_COLUMN, INTENSITY_RANGE_SD, POSITION_COLUMN, PatchSource
+from normscape.datasets.patches import AGE_COLUMN, INTENSITY_RANGE_SD, PatchSource
 from normscape.errors import DataError
 from normscape.inversion.brains import generate_brain
 from normscape.inversion.volumes import patch_grid
@@ -153,8 +153,15 @@ def _generated(work: _Work) -> dict[str, float]:
                 columns = grid.values() | {AGE_COLUMN: torch.full((len(centres), 1), age)}
                 values = {name: columns[column] for name, column in work.columns.items()}
                 made = generate_brain(
-                    generator, controllers, z, values, centres, cohort.shape, batch_size=settings.batch_size
-                )  # fmt: skip
+                    generator,
+                    controllers,
+                    z,
+                    values,
+                    centres,
+                    cohort.shape,
+                    truncation=settings.truncation,
+                    batch_size=settings.batch_size,
+                )
                 mask = (cohort.atlas_mask > 0) & made.covered.numpy()
                 brain = np.where(mask, made.result().numpy().clip(-1, 1), 0)
                 if region is not None:

@@ -11,6 +11,7 @@ Writes:
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,7 @@ import torch
 from normscape.config import AttributeConfig
 from normscape.datasets.samples import to_uint8
 from normscape.networks.auxiliary import AuxiliaryNetwork
+from normscape.networks.controller import Controller, EncodedController
 from normscape.networks.generator import Generator
 from normscape.stages.core import StageContext
 from normscape.stages.files import write_json
@@ -27,7 +29,7 @@ from normscape.stages.models import load_auxiliaries, load_encoder, load_generat
 from normscape.stages.prepare import open_samples
 from normscape.training.auxiliary import value_distance
 from normscape.training.checkpoint import TrainingState, save_module
-from normscape.training.controllers import encoded_values, generated_values, measure_control, train_controller, value_sweep
+from normscape.training.controllers import generated_values, measure_control, train_controller, value_sweep
 
 SWEEP_IDENTITIES, SWEEP_VALUES = 8, 19
 
@@ -38,20 +40,11 @@ def run(context: StageContext) -> dict[str, float]:
     auxiliaries = load_auxiliaries(config, context.inputs["auxiliary"], device)
     generator = load_generator(config, context.inputs["gan"], device)
     known = _known_vectors(context)
-    pairs = _pairs(context, generator, auxiliaries, known)
+    controllers = _controllers(context, generator, auxiliaries)
     columns: dict[str, list[object]] = {"attribute": [], "asked": [], "read": [], "identity_distance": []}
     metrics: dict[str, float] = {}
     for number, attribute in enumerate(config.value_attributes):
-        checkpoints = context.folder / "checkpoints" / attribute.name
-        controller = train_controller(
-            attribute,
-            config,
-            *pairs[attribute.name],
-            folder=checkpoints,
-            digest=context.key,
-            device=device,
-            recorder=context.recorder,
-        )
+        controller = controllers[attribute.name]
         save_module(controller, context.folder / f"{attribute.name}.safetensors")
         measured = measure_control(
             attribute,
@@ -79,8 +72,9 @@ def run(context: StageContext) -> dict[str, float]:
             np.save(context.folder / "sweep.npy", to_uint8(sweep).cpu().numpy())
             described = {"attribute": attribute.name, "values": sweep_values(attribute)[:, 0].tolist(), "unit": attribute.unit}
             write_json(context.folder / "sweep.json", described)
-        TrainingState.clear(checkpoints)
     pq.write_table(pa.table(columns), context.folder / "controllability.parquet")
+    for name in controllers:
+        TrainingState.clear(_checkpoints(context, name))
     return metrics
 
 
@@ -94,24 +88,34 @@ def _known_vectors(context: StageContext) -> dict[str, torch.Tensor]:
     return {name: value for name, value in values.items() if (value != value[:1]).any()}
 
 
-def _pairs(
-    context: StageContext,
-    generator: Generator,
-    auxiliaries: Mapping[str, AuxiliaryNetwork],
-    known: Mapping[str, torch.Tensor],
-) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Styles `(N, d)` and values `(N, D)` that each controller learns from."""
+def _controllers(
+    context: StageContext, generator: Generator, auxiliaries: Mapping[str, AuxiliaryNetwork]
+) -> Mapping[str, Controller]:
+    """Value attributes to their controllers: from the encoder, or trained on generated images."""
     config, settings = context.config, context.config.controllers
     if settings.source == "encoder":
         encoder = load_encoder(config, context.inputs["gan"], context.device)
         assert encoder is not None  # checked by the schema
-        return {
-            a.name: encoded_values(generator, encoder, a, count=settings.samples, seed=config.seed, known=known.get(a.name))
-            for a in config.value_attributes
-        }
+        return {a.name: EncodedController.of(a, config, encoder, generator) for a in config.value_attributes}
     networks = {a.name: auxiliaries[a.name] for a in config.value_attributes}
     styles, values = generated_values(generator, networks, count=settings.samples, seed=config.seed, purpose="controllers")
-    return {name: (styles[:, generator.subspace_slice(name)], values[name]) for name in networks}
+    return {
+        a.name: train_controller(
+            a,
+            config,
+            styles[:, generator.subspace_slice(a.name)],
+            values[a.name],
+            folder=_checkpoints(context, a.name),
+            digest=context.key,
+            device=context.device,
+            recorder=context.recorder,
+        )
+        for a in config.value_attributes
+    }
+
+
+def _checkpoints(context: StageContext, name: str) -> Path:
+    return context.folder / "checkpoints" / name
 
 
 def sweep_values(attribute: AttributeConfig) -> torch.Tensor:

@@ -97,7 +97,7 @@ class Stage:
         return self.source in ("", config.data.source)
 
 
-_UNREAD_BY_AUXILIARY = ("latent_dim", "tau_same", "tau_different", "weight_same", "weight_different")
+_UNREAD_BY_AUXILIARY = ("latent_dim", "grids", "tau_same", "tau_different", "weight_same", "weight_different")
 
 STAGES: tuple[Stage, ...] = (
     Stage("prepare", ("data", "image_size", "image_channels", "dims", "seed"), module="normscape.stages.prepare"),
@@ -115,7 +115,7 @@ STAGES: tuple[Stage, ...] = (
         omit=("gan.checkpoint_interval",),
         module="normscape.stages.gan",
     ),
-    Stage("controllers", ("controllers",), ("auxiliary", "gan"), module="normscape.stages.controllers"),
+    Stage("controllers", ("controllers",), ("auxiliary", "gan"), module="normscape.stages.controllers", version=2),
     Stage("latents", ("latents",), ("auxiliary", "gan"), module="normscape.stages.latents"),
     Stage(
         "normals",

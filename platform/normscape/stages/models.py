@@ -47,7 +47,7 @@ def load_controllers(config: Config, folder: Path, device: torch.device) -> dict
     """The frozen controllers from a finished `controllers` folder."""
     controllers = {}
     for attribute in config.value_attributes:
-        controller = Controller(attribute, config.controllers)
+        controller = Controller.from_config(attribute, config)
         load_module(controller, folder / f"{attribute.name}.safetensors")
         freeze(controller.to(device))
         controllers[attribute.name] = controller

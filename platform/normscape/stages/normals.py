@@ -9,8 +9,7 @@ from __future__ import annotations
 import torch
 from safetensors.torch import save_file
 
-from normscape.config import Config
-from normscape.datasets.patches import POSITION_COLUMN, PatchSource
+from normscape.datasets.patches import PatchSource
 from normscape.inversion.normals import NormalsBuilder
 from normscape.losses.masked import within
 from normscape.stages.core import StageContext
@@ -25,9 +24,9 @@ def run(context: StageContext) -> dict[str, float]:
     Writes no file where no attribute is the position: then nobody knows where a patch lies.
     """
     config = context.config
-    name = position_attribute(config)
-    if name is None:
+    if config.position is None:
         return {}
+    name = config.position.name
     samples, _ = open_samples(context)
     source = samples.images
     assert isinstance(source, PatchSource)  # the stage exists for brains alone
@@ -49,8 +48,3 @@ def run(context: StageContext) -> dict[str, float]:
     normals = builder.build(config.normals.smoothing_mm / config.data.spacing_mm)
     save_file(normals.to_tensors(), context.folder / NORMALS_NAME)
     return {f"{kind}_l1": value / done for kind, value in total.items()}
-
-
-def position_attribute(config: Config) -> str | None:
-    """The attribute that says where a patch lies, if there is one."""
-    return next((a.name for a in config.value_attributes if a.column == POSITION_COLUMN), None)

@@ -26,7 +26,7 @@ from normscape.datasets.prepared import COHORT_NAME
 from normscape.datasets.samples import to_uint8, to_unit_range
 from normscape.errors import CheckpointError, DataError, UserError
 from normscape.inversion.projector import Projection, Projector
-from normscape.networks.auxiliary import denormalize_value
+from normscape.networks.values import denormalize_value
 from normscape.scoring.detectors import Array, Detector, TailDetector, ThresholdDetector
 from normscape.scoring.forest import ForestDetector
 from normscape.scoring.maps import Rated

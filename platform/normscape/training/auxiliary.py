@@ -23,12 +23,11 @@ from normscape.datasets.samples import SampleSet
 from normscape.losses.triplet import semi_hard_triplet_loss, separated_shares
 from normscape.networks.auxiliary import (
     AuxiliaryNetwork,
-    denormalize_value,
     freeze,
     load_medicalnet,
-    normalize_value,
     output_distance,
 )
+from normscape.networks.values import denormalize_value, normalize_value
 from normscape.training.checkpoint import TrainingState
 from normscape.training.communicator import Communicator, share
 from normscape.training.recorder import Recorder

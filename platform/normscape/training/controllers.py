@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from normscape.config import AttributeConfig, Config
-from normscape.networks.auxiliary import AuxiliaryNetwork, denormalize_value, freeze, output_distance
-from normscape.networks.controller import Controller
-from normscape.networks.encoder import Encoder
+from normscape.networks.auxiliary import AuxiliaryNetwork, freeze, output_distance
+from normscape.networks.controller import Controller, LearnedController
 from normscape.networks.generator import Generator, draw_latents
+from normscape.networks.values import denormalize_value
 from normscape.training.checkpoint import TrainingState
 from normscape.training.recorder import Recorder
 from normscape.training.seeding import seeded
@@ -46,28 +46,6 @@ def generated_values(
     return torch.cat(styles), {name: torch.cat(parts) for name, parts in values.items()}
 
 
-@torch.no_grad()
-def encoded_values(
-    generator: Generator, encoder: Encoder, attribute: AttributeConfig, *, count: int, seed: int, known: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Random values of an attribute, and the styles that the encoder's embedding and the mapping stack give them.
-
-    Args:
-        generator: the averaged generator.
-        encoder: the averaged encoder, trained on images with known values.
-        attribute: of kind value.
-        count: pairs.
-        seed: chooses the values.
-        known: see `random_values`.
-
-    Returns:
-        Sub-vectors `(count, d)` and values `(count, D)` in the attribute's unit, on the CPU.
-    """
-    values = random_values(attribute, count, seeded(seed, "encoded", attribute.name), known)
-    latents = encoder.values[attribute.name](values.to(generator.constant.device))
-    return generator.mapping.stack(attribute.name, latents).cpu(), values
-
-
 def random_values(attribute: AttributeConfig, count: int, random: torch.Generator, known: Tensor | None = None) -> Tensor:
     """Values `(count, D)` in the attribute's unit: uniform over its range, or drawn from known ones `(N, D)` where given.
 
@@ -88,7 +66,7 @@ def train_controller(
     digest: str,
     device: torch.device,
     recorder: Recorder,
-) -> Controller:
+) -> LearnedController:
     """Fit value -> w^k by L1, with the mapping stacks' optimiser settings (thesis II.A.2, III.A.3b).
 
     Args:
@@ -106,7 +84,7 @@ def train_controller(
     settings = config.controllers
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeded(config.seed, "controller", attribute.name, "weights").initial_seed())
-        controller = Controller(attribute, settings).to(device)
+        controller = LearnedController(attribute, settings).to(device)
     optimizer = torch.optim.Adam(controller.parameters(), lr=settings.learning_rate, betas=(0.0, 0.99), eps=1e-8)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs)
     state = TrainingState(digest, {"controller": controller}, {"adam": optimizer})

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from normscape.config import AttributeConfig
 from normscape.datasets.samples import SampleSet
-from normscape.networks.auxiliary import AuxiliaryNetwork, normalize_value, output_distance
+from normscape.networks.auxiliary import AuxiliaryNetwork, output_distance
+from normscape.networks.values import normalize_value
 from normscape.training.auxiliary import SubjectIndex, predict
 from normscape.training.seeding import seeded
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -29,11 +30,16 @@ from normscape.networks.auxiliary import AuxiliaryNetwork, freeze
 from normscape.networks.discriminator import Discriminator
 from normscape.networks.encoder import Encoder
 from normscape.networks.generator import Generator, NoiseSource, draw_latents
+from normscape.networks.values import centred_value
+from normscape.training.atlas import start_atlas
 from normscape.training.checkpoint import TrainingState
 from normscape.training.communicator import Communicator, share
 from normscape.training.observer import GanObserver
 from normscape.training.recorder import Recorder
 from normscape.training.seeding import seeded
+
+PLACE_WEIGHT = 10.0
+"""Weight of the distance between the place that the mapping gives a real patch and its true one, as a share of half the range."""
 
 
 def lazy_adam(parameters: list[Tensor], learning_rate: float, interval: int, *, lazy: bool) -> torch.optim.Adam:
@@ -111,6 +117,15 @@ class GanTrainer:
             {"mean_path_length": self.mean_path_length},
         )
 
+    def start_atlas(self, samples: SampleSet) -> None:
+        """Begin with the training patches' mean, see `normscape.training.atlas`; the averaged generator, too."""
+        atlas, averaged = self.generator.atlas, self.averaged.atlas
+        assert atlas is not None
+        assert averaged is not None
+        start_atlas(atlas, samples, self.config)
+        self.communicator.broadcast(atlas.state_dict().values())
+        averaged.load_state_dict(atlas.state_dict())
+
     def _random(self, step: int, phase: str) -> torch.Generator:
         return seeded(self.config.seed, "gan", phase, step)
 
@@ -175,9 +190,15 @@ class GanTrainer:
             z.append(self._with_dropped_codes(self.encoder(real, values), random))
         parts, batch = len(z), settings.batch_size
         rows = torch.cat([self.rows + i * batch for i in range(parts)])
-        images = self.generator(torch.cat(z), self._noise(random, parts * batch, rows)).chunk(parts)
+        styles = self.generator.mapping(torch.cat(z))
         losses: list[Tensor] = []
         measured: dict[str, Tensor] = {}
+        if rebuild and self.generator.position is not None:
+            assert values is not None
+            styles, astray = self._at_known_places(styles, values)
+            losses.append(PLACE_WEIGHT * astray)
+            measured["place_l1"] = astray.detach()
+        images = self.generator.synthesize(styles, self._noise(random, parts * batch, rows)).chunk(parts)
         if rebuild:
             assert real is not None
             mask = as_mask(masks, self.device)
@@ -197,6 +218,20 @@ class GanTrainer:
         self._update(torch.stack(losses).sum(), *filter(None, (self.optimizer_g, self.optimizer_e)))
         self.discriminator.requires_grad_(True)
         return measured
+
+    def _at_known_places(self, styles: Tensor, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Styles whose last rows, those of real images, lie exactly where these do, and how far astray the mapping had put them.
+
+        The mapping learns places from these rows, so that random latents find places where there are brains.
+        """
+        position, where = self.generator.position, self.generator.place_slice
+        assert position is not None
+        assert where is not None
+        known = centred_value(position, values[position.name])
+        free, own = styles[: -len(known)], styles[-len(known) :]
+        astray = self._mean((own[:, where] - known).abs().mean())
+        placed = torch.cat([own[:, : where.start], known, own[:, where.stop :]], dim=1)
+        return torch.cat([free, placed]), astray
 
     def _with_dropped_codes(self, z: Tensor, random: torch.Generator) -> Tensor:
         """Some rows with zeros for all that comes from the image: those are rebuilt from their known values alone."""
@@ -255,7 +290,7 @@ class GanTrainer:
         measured: dict[str, Tensor] = {}
         adversarial = step >= settings.warmup_steps
         if settings.warmup_steps:
-            self._set_rates(adversarial)
+            self._set_rates(step)
         if adversarial:
             measured |= self.discriminator_phase(real, step)
             if settings.r1_gamma > 0 and step % settings.r1_interval == 0:
@@ -269,10 +304,13 @@ class GanTrainer:
                     torch._foreach_lerp_(list(averaged.parameters()), list(network.parameters()), 1 - self.ema_decay)
         return measured
 
-    def _set_rates(self, adversarial: bool) -> None:
+    def _set_rates(self, step: int) -> None:
         """Generator and encoder learn at the warm-up's rates until the discriminator joins in."""
         settings = self.config.gan
-        rate = settings.learning_rate if adversarial else settings.warmup_learning_rate or settings.learning_rate
+        adversarial, last = step >= settings.warmup_steps, settings.learning_rate
+        rate = last if adversarial else settings.warmup_learning_rate or last
+        if settings.warmup_schedule == "cosine" and not adversarial:
+            rate = last + (rate - last) * 0.5 * (1 + math.cos(math.pi * step / settings.warmup_steps))
         beta1 = 0.0 if adversarial else settings.warmup_beta1
         for optimizer in filter(None, (self.optimizer_g, self.optimizer_e)):
             for group in optimizer.param_groups:
@@ -361,6 +399,8 @@ def train_gan(
         recorder.rewind(start)
         if start == 0:
             observer.save_grid(trainer.averaged, 0)
+    if start == 0 and trainer.generator.atlas is not None:
+        trainer.start_atlas(samples)
     for step in range(start, settings.steps):
         real, values = draw_real(samples, config, step, trainer.rows)
         masks = draw_masks(samples, config, step, trainer.rows) if trainer.encoder is not None else None
