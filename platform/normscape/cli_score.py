@@ -96,10 +96,10 @@ def score_command(
         result = score_scan(known, loaded, folder, estimate_age=age is not None and years is None, progress=progress)
         page = build_scan_page(result, loaded.atlas.affine)
         write_summary(result)
-    lines = [f"{len(result.regions)} regions above {result.threshold:.2f}; highest score {result.maps.score.max():.2f}"]
+    lines = [f"{len(result.regions)} regions above {result.threshold:.2f}; highest {result.maps.anomaly.max():.2f}"]
     for i, region in enumerate(result.regions.slice(0, 3).to_pylist(), start=1):
         place = ", ".join(f"{region[f'scan_peak_{axis}_mm']:.0f}" for axis in "xyz")
-        lines.append(f"  {i}. score {region['peak_score']:.2f}, {region['volume_ml']:.1f} ml, peak at {place} mm")
+        lines.append(f"  {i}. {region['peak_score']:.2f}, {region['volume_ml']:.1f} ml, peak at {place} mm")
     lines += [f"note: {note}" for note in result.notes]
     sys.stdout.write("\n".join([*lines, f"page  {page}"]) + "\n")
 

@@ -30,7 +30,7 @@ def stage(tmp_path: Path) -> Path:
     np.save(folder / "maps.npy", random.integers(0, 255, (2, len(PANELS), 1, 20, 60), dtype=np.uint8))
     shared = {"subject": "p-1", "session": "1", "age_years": 61.0, "peak_score": 0.91, "mean_score": 0.3, "patches": 352}
     shared |= {"covered": 0.998, "seconds": 61.0}
-    blot = {"blot_radius_mm": 6.5, "blot_contrast": 0.7, "peak_in_blot": 1.0, "score_auroc": 0.83, "residual_auroc": 0.71}
+    blot = {"blot_radius_mm": 6.5, "blot_contrast": 0.7, "peak_in_blot": 1.0, "anomaly_auroc": 0.83, "residual_auroc": 0.71}
     maps = [shared | {"name": "scan-1", "blot": 0}, shared | {"name": "scan-1_blot", "blot": 1} | blot]
     ages = [
         {"kind": "generated", "identity": str(i), "age_years": age, "volume_ml": age / 3 + i}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor
 from normscape.config import DataConfig
 from normscape.datasets.patches import PatchSource, open_patches
 from normscape.datasets.prepared import PreparedCohort
-from normscape.scoring.maps import REGION_SCHEMA, Rated, on_grid, regions, scan_maps, unit_volume, with_image
+from normscape.scoring.maps import EXCESS_HALF, REGION_SCHEMA, Rated, on_grid, regions, scan_maps, unit_volume, with_image
 
 COLUMNS = {"age": "age_years", "position": "position_mm"}
 SIDE = 8
@@ -75,6 +76,21 @@ def test_a_changed_scan_is_seen_where_it_changed(source: PatchSource) -> None:
     assert np.abs(difference[:, :3]).max() < 1e-6
     top = np.unravel_index(difference.argmax(), difference.shape)
     assert np.abs(np.array(top) - (15.5, 13.5, 11.5)).max() <= 2.5
+
+
+def test_the_anomaly_map_peaks_at_the_voxel_that_leaves_the_usual(source: PatchSource) -> None:
+    """Patches around a bright spot score alike; weighed by the excess, the map's peak is the spot. Without, it is the score."""
+    image = np.where(source.cohort.masks[3] > 0, np.float32(0.3), np.float32(0.0))
+    image[15:17, 13:15, 11:13] = 1.0
+    form = with_image(on_grid(source, 3, stride=2, max_background=0.5), 3, image)
+    [maps] = scan_maps(form, COLUMNS, Brightness(), batch_size=64)
+    spot = np.unravel_index(maps.anomaly.argmax(), maps.anomaly.shape)
+    assert np.abs(np.array(spot) - (15.5, 13.5, 11.5)).max() <= 0.5
+    np.testing.assert_allclose(maps.anomaly, maps.score * maps.excess / (maps.excess + EXCESS_HALF), atol=1e-6)
+    assert maps.anomaly_threshold(0.6) == 0.3
+    unknown = replace(maps, excess=np.zeros_like(maps.excess))
+    assert np.array_equal(unknown.anomaly, maps.score)
+    assert unknown.anomaly_threshold(0.6) == 0.6
 
 
 def test_no_patch_is_an_error(source: PatchSource) -> None:

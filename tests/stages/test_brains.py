@@ -71,11 +71,15 @@ def test_what_the_stage_writes(context: StageContext, monkeypatch: pytest.Monkey
     assert metrics["maps"] == 4
     cohort = PreparedCohort.open(Path(str(context.config.data.root)))
     for row in table:
-        parts = {name: nib.load(folder / "maps" / f"{row['name']}_{name}.nii.gz") for name in ("scan", "score", "excess")}
+        parts = {
+            name: nib.load(folder / "maps" / f"{row['name']}_{name}.nii.gz") for name in ("scan", "anomaly", "score", "excess")
+        }
         values = {name: np.asarray(image.dataobj).transpose(2, 1, 0) for name, image in parts.items()}
         assert values["score"].shape == cohort.shape
-        assert values["score"].max() == pytest.approx(row["peak_score"], abs=1e-4)
+        assert values["anomaly"].max() == pytest.approx(row["peak_score"], abs=1e-4)
         assert 0 <= values["score"].min() <= values["score"].max() <= 1
+        excess = values["excess"]
+        np.testing.assert_allclose(values["anomaly"], values["score"] * excess / (excess + 2), atol=1e-4)
         np.testing.assert_allclose(parts["scan"].affine @ [1, 2, 3, 1], [*cohort.world(np.array([3.0, 2.0, 1.0])), 1])
         assert (values["excess"] >= 0).all()
     scans = [nib.load(folder / "maps" / f"{row['name']}_scan.nii.gz").get_fdata().transpose(2, 1, 0) for row in table[:2]]

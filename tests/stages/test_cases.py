@@ -51,10 +51,10 @@ def test_cases_are_mapped_and_measured(table: Path, model: ScanModel, tmp_path: 
     pictures = np.load(tmp_path / "cases.npy")
     assert pictures.shape[:3] == (2, len(PANELS), 1)
     lesion = pictures[0, PANELS.index("lesion"), 0] > 0
-    score = pictures[0, PANELS.index("score"), 0].astype(float)
+    anomaly = pictures[0, PANELS.index("anomaly"), 0].astype(float)
     assert lesion.any()
     assert not pictures[1, PANELS.index("lesion")].any()
-    assert score[lesion].mean() > score[(score > 0) & ~lesion].mean()
+    assert anomaly[lesion].mean() > anomaly[(anomaly > 0) & ~lesion].mean()
     assert told[-1][0] <= told[-1][1]
 
 

@@ -62,11 +62,10 @@ def plots(source: Source) -> Iterator[Plot]:
         "anomaly-maps",
         STAGE,
         partial(maps, source),
-        "Anomaly maps of test scans, as they are and with a drawn blot, in slices through the blot's place. Overlay: mean score "
-        "of the patches at each voxel, from the threshold upwards; right: by how many standard deviations a voxel leaves what is "
-        "usual for this age at its place. "
-        "The blot is outlined.",
-        "Slices of test scans, their anomaly scores and what exceeds the usual.",
+        "Anomaly maps of test scans, as they are and with a drawn blot, in slices through the blot's place. Overlay: the anomaly "
+        "map, from its threshold upwards, which weighs the mean score of the patches at a voxel by what is at the right: by how "
+        "many standard deviations the voxel leaves what is usual for this age at its place. The blot is outlined.",
+        "Slices of test scans, their anomaly maps and what exceeds the usual.",
         "brains/maps.npy",
         wide=True,
     )
@@ -75,9 +74,9 @@ def plots(source: Source) -> Iterator[Plot]:
             "cases",
             STAGE,
             partial(cases, source),
-            "Cases from outside the cohort, in their own space: slices through the lesion, or through the highest score where "
-            "none is marked. Middle: mean score of the patches at each voxel, from the threshold upwards; right: by how many "
-            "standard deviations a voxel leaves what is usual for this age at its place. The lesion is outlined.",
+            "Cases from outside the cohort, in their own space: slices through the lesion, or through the map's peak where "
+            "none is marked. Middle: the anomaly map, from its threshold upwards; right: by how many standard deviations a "
+            "voxel leaves what is usual for this age at its place. The lesion is outlined.",
             "Slices of scans with lesions and of their anomaly maps.",
             "brains/cases.npy",
             wide=True,
@@ -159,15 +158,15 @@ def reconstruction(source: Source, theme: Theme) -> Figure | None:
 
 
 def maps(source: Source, theme: Theme) -> Figure | None:
-    """Score overlay and excess, one map a row."""
+    """Anomaly map and excess, one map a row."""
     pictures, table = source.array(STAGE, "maps.npy"), source.table(STAGE, "maps.parquet", "name", "blot", "age_years")
     about = source.json(STAGE, "slices.json")
     if pictures is None or table is None or len(pictures) != rows(table):
         return None
     threshold = float(about.get("threshold", 0.5))
     lines = []
-    for scan, _, score, excess, blot in (line[:, 0] for line in pictures):
-        values = np.where(score > 0, (score.astype(np.float32) - 1) / 254, 0)
+    for scan, _, anomaly, excess, blot in (line[:, 0] for line in pictures):
+        values = np.where(anomaly > 0, (anomaly.astype(np.float32) - 1) / 254, 0)
         shown = overlay(scan, values, threshold)
         heat = coloured((excess.astype(np.float32) - 1).clip(0) / 254, excess > 0)
         lines.append([outlined(picture, blot > 0) for picture in (grey_picture(scan), shown, heat)])
@@ -176,24 +175,24 @@ def maps(source: Source, theme: Theme) -> Figure | None:
         f"{age:.0f} years,\n{'with blot' if blot else 'as it is'}"
         for age, blot in zip(table["age_years"], table["blot"], strict=True)
     ]
-    heads = ("scan", f"score above {threshold:.2f}", f"excess, 0 to {EXCESS_SHOWN:g} deviations")
+    heads = ("scan", f"anomaly map above {threshold:.2f}", f"excess, 0 to {EXCESS_SHOWN:g} deviations")
     return framed(sheet, theme, list(zip(columns, heads, strict=True)), list(zip(places, names, strict=True)))
 
 
 def cases(source: Source, theme: Theme) -> Figure | None:
-    """Scan, score overlay and excess, one case a row."""
+    """Scan, anomaly map and excess, one case a row."""
     pictures, table = source.array(STAGE, "cases.npy"), source.table(STAGE, "cases.parquet", "name", "reason")
     threshold = float(source.json(STAGE, "slices.json").get("threshold", 0.5))
     if pictures is None or table is None or not len(pictures):
         return None
     lines = []
-    for scan, score, excess, lesion in (line[:, 0] for line in pictures):
-        values = np.where(score > 0, (score.astype(np.float32) - 1) / 254, 0)
+    for scan, anomaly, excess, lesion in (line[:, 0] for line in pictures):
+        values = np.where(anomaly > 0, (anomaly.astype(np.float32) - 1) / 254, 0)
         heat = coloured((excess.astype(np.float32) - 1).clip(0) / 254, excess > 0)
         lines.append([outlined(picture, lesion > 0) for picture in (grey_picture(scan), overlay(scan, values, threshold), heat)])
     sheet, columns, places = _sheet(lines)
     names = [str(name) for name, reason in zip(table["name"], table["reason"], strict=True) if not reason]
-    heads = ("scan", f"score above {threshold:.2f}", f"excess, 0 to {EXCESS_SHOWN:g} deviations")
+    heads = ("scan", f"anomaly map above {threshold:.2f}", f"excess, 0 to {EXCESS_SHOWN:g} deviations")
     return framed(sheet, theme, list(zip(columns, heads, strict=True)), list(zip(places, names, strict=True)))
 
 
@@ -254,19 +253,19 @@ def _sheet(lines: list[list[NDArray[np.uint8]]]) -> tuple[NDArray[np.uint8], lis
 
 def map_table(source: Source) -> Grid | None:
     """One row a map."""
-    table = source.table(STAGE, "maps.parquet", "name", "blot", "age_years", "peak_score", "score_auroc", "residual_auroc")
+    table = source.table(STAGE, "maps.parquet", "name", "blot", "age_years", "peak_score", "anomaly_auroc", "residual_auroc")
     if table is None:
         return None
     lines = []
     for i in range(rows(table)):
         blot = bool(table["blot"][i])
         what = f"{number(table['blot_radius_mm'][i], 1)} mm, contrast {number(table['blot_contrast'][i], 2)}" if blot else "none"
-        areas = [number(table[f"{name}_auroc"][i]) for name in ("score", "residual", "excess")]
+        areas = [number(table[f"{name}_auroc"][i]) for name in ("anomaly", "score", "residual", "excess")]
         hit = "" if not blot else "yes" if table["peak_in_blot"][i] else "no"
         cells = [str(table["name"][i]), f"{table['subject'][i]}, {table['age_years'][i]:.0f} years", what]
         cells += [number(table["peak_score"][i]), hit, *areas, str(table["patches"][i]), percent(table["covered"][i])]
         lines.append([*cells, "" if blot else duration(float(table["seconds"][i]))])
-    head = ["Map", "Test scan", "Blot", "Peak score", "Peak in blot", "AUROC score", "residual", "excess", "Patches"]
+    head = ["Map", "Test scan", "Blot", "Peak", "Peak in blot", "AUROC anomaly map", "score", "residual", "excess", "Patches"]
     note = "Areas under the ROC curve are over the voxels of the brain, blot against the rest: examples, not a test. "
     note += "Times are for both maps of a scan."
     return Grid([*head, "Covered", "Time"], lines, "Anomaly maps", note)
@@ -274,22 +273,22 @@ def map_table(source: Source) -> Grid | None:
 
 def case_table(source: Source) -> Grid | None:
     """One row a case from outside the cohort."""
-    table = source.table(STAGE, "cases.parquet", "name", "age_years", "peak_score", "score_auroc", "residual_auroc", "reason")
+    table = source.table(STAGE, "cases.parquet", "name", "age_years", "peak_score", "anomaly_auroc", "residual_auroc", "reason")
     if table is None:
         return None
     lines = []
     for i in range(rows(table)):
         if table["reason"][i]:
-            lines.append([str(table["name"][i]), *[""] * 8, f"not mapped: {table['reason'][i]}"])
+            lines.append([str(table["name"][i]), *[""] * 9, f"not mapped: {table['reason'][i]}"])
             continue
         estimated = bool(table["age_estimated"][i])
         marked = np.isfinite(table["lesion_ml"][i])
         age = f"{table['age_years'][i]:.0f} years" + (", read from the scan" if estimated else "")
         cells = [str(table["name"][i]), age, f"{number(table['lesion_ml'][i], 1)} ml" if marked else "not marked"]
         cells += [number(table["peak_score"][i]), ("yes" if table["peak_in_lesion"][i] else "no") if marked else ""]
-        cells += [number(table[f"{name}_auroc"][i]) if marked else "" for name in ("score", "residual", "excess")]
+        cells += [number(table[f"{name}_auroc"][i]) if marked else "" for name in ("anomaly", "score", "residual", "excess")]
         lines.append([*cells, str(int(table["regions"][i])), ""])
-    head = ["Case", "Age", "Lesion", "Peak score", "Peak in lesion", "AUROC score", "residual", "excess", "Regions", ""]
+    head = ["Case", "Age", "Lesion", "Peak", "Peak in lesion", "AUROC anomaly map", "score", "residual", "excess", "Regions", ""]
     note = "Areas under the ROC curve are over the voxels of the brain, lesion against the rest: single cases, not a test."
     return Grid(head, lines, "Cases from outside the cohort", note)
 
@@ -315,7 +314,7 @@ def region_grid(
             cells.append(", ".join(number(table[f"{space}_peak_{axis}_mm"][i], 0) for axis in "xyz"))
             cells.append(", ".join(number(table[f"{space}_{axis}_mm"][i], 0) for axis in "xyz"))
         lines.append(cells)
-    head = ["Map" if first else "", "Peak score", "Mean score", "Volume"]
+    head = ["Map" if first else "", "Peak", "Mean", "Volume"]
     for space in spaces:
         head += [f"Peak, {space} (mm)", f"Centre, {space} (mm)"]
     note = "Connected voxels above the threshold. Coordinates are x, y, z in RAS millimetres: right, front, top."

@@ -37,7 +37,8 @@ def build_scan_page(result: ScoredScan, affine: NDArray[np.float64]) -> Path:
         Path of the page.
     """
     maps, mask = result.maps, result.mask
-    peak = [int(i) for i in np.unravel_index(int(maps.score.argmax()), maps.score.shape)]
+    anomaly = maps.anomaly
+    peak = [int(i) for i in np.unravel_index(int(anomaly.argmax()), anomaly.shape)]
     top = _picture(result, [slices.panel(volume, peak, slices.brain_box(mask)) for volume in _volumes(result)])
     Image.fromarray(top).save(result.folder / OVERLAY_NAME)
     box = slices.brain_box(mask)
@@ -54,7 +55,7 @@ def build_scan_page(result: ScoredScan, affine: NDArray[np.float64]) -> Path:
         "notes": result.notes,
         "overlay": data_uri(image_png(top)),
         "axial": data_uri(image_png(_picture(result, strips))),
-        "peak": number(float(maps.score.max()), 2),
+        "peak": number(float(anomaly.max()), 2),
         "peak_mm": ", ".join(number(float(value), 0) for value in place[:3]),
         "threshold": number(result.threshold, 2),
         "excess_shown": f"{EXCESS_SHOWN:g}" if maps.excess.any() else "",
@@ -67,14 +68,14 @@ def build_scan_page(result: ScoredScan, affine: NDArray[np.float64]) -> Path:
 
 
 def _volumes(result: ScoredScan) -> tuple[NDArray[np.generic], ...]:
-    """Grey values of the scan, the map of scores, and what exceeds the usual."""
-    return slices.to_grey(result.maps.image, result.mask), result.maps.score, result.maps.excess
+    """Grey values of the scan, the anomaly map, and what exceeds the usual."""
+    return slices.to_grey(result.maps.image, result.mask), result.maps.anomaly, result.maps.excess
 
 
 def _picture(result: ScoredScan, planes: list[NDArray[Any]]) -> NDArray[np.uint8]:
-    """The scan, the same with the scores over it, and where it is known the excess, one below the other, enlarged: (H, W, 3)."""
-    grey, score, excess = planes
-    rows = [grey_picture(grey), overlay(grey, score, result.threshold)]
+    """The scan, the same with the anomaly map over it, and where known the excess, one below the other, enlarged: (H, W, 3)."""
+    grey, anomaly, excess = planes
+    rows = [grey_picture(grey), overlay(grey, anomaly, result.threshold)]
     if result.maps.excess.any():
         rows.append(coloured((excess / EXCESS_SHOWN).clip(0, 1), grey > 0))
     return np.concatenate(rows).repeat(SCALE, axis=0).repeat(SCALE, axis=1)
@@ -89,7 +90,7 @@ def _facts(result: ScoredScan) -> list[tuple[str, str]]:
         ("Brain", f"{measured['brain_volume_ml']:.0f} ml"),
         ("Overlap with the atlas", f"Dice {measured['atlas_dice']:.3f}"),
         ("Patches", str(result.maps.patches)),
-        ("Highest score", f"{result.maps.score.max():.2f}"),
+        ("Highest value", f"{result.maps.anomaly.max():.2f}"),
         ("Threshold", f"{result.threshold:.2f}"),
         ("Regions above it", str(len(result.regions))),
     ]

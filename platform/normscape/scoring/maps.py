@@ -1,7 +1,9 @@
 """Anomaly maps: patch scores overlapped into a volume, and the table of its most abnormal regions (thesis II.B).
 
-Each patch of a regular grid over the brain is projected and scored; at each voxel the map is the mean score of the patches there,
-weighted by a window. Beside it, from the same projections, lie the reconstruction and the absolute residual.
+Each patch of a regular grid over the brain is projected and scored; the score at a voxel is the mean over the patches there,
+weighted by a window. Beside it, from the same projections, lie the reconstruction and the absolute residual. A patch says
+whether, hardly where: so the anomaly map weighs the score by how far the voxel itself leaves what is usual at its place, where
+that is known.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ ToScan = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 EXCESS_SHOWN = 4.0
 """Standard deviations beyond the usual that are brightest in pictures."""
+EXCESS_HALF = 2.0
+"""Standard deviations beyond the usual at which a voxel takes half of its patches' score."""
 
 
 class Rated(NamedTuple):
@@ -81,6 +85,15 @@ class ScanMaps:
     excess: Volume
     covered: NDArray[np.bool_]
     patches: int
+
+    @property
+    def anomaly(self) -> Volume:
+        """The anomaly map, in [0, 1]: the score times e / (e + EXCESS_HALF) for an excess of e; the score where none is known."""
+        return self.score * (self.excess / (self.excess + EXCESS_HALF)) if self.excess.any() else self.score
+
+    def anomaly_threshold(self, threshold: float) -> float:
+        """Of the anomaly map, for a threshold of the score: a voxel just there that leaves the usual by EXCESS_HALF."""
+        return threshold / 2 if self.excess.any() else threshold
 
 
 def on_grid(source: PatchSource, scan: int, *, stride: int, max_background: float) -> PatchSource:

@@ -5,13 +5,14 @@ Writes, volumes as NIfTI on the atlas's grid:
 - `generated/identity-<i>_age-<years>.nii.gz`: a few identities at each age, in standard deviations of the brain's intensities;
 - `ventricles.parquet`: kind (generated | scan), identity (number, or subject and session), age_years, volume_ml;
 - `maps.parquet`, a row a map: name, subject, session, age_years, blot (0, 1), radius, contrast and centre of the blot, peak and
-  mean score, whether the peak of score and excess lies in the blot, area under the ROC curve of the voxels (score, residual,
+  mean of the anomaly map, whether its peak lies in the blot, area under the ROC curve of the voxels (anomaly, score, residual,
   excess), patches, covered (share of the brain that lies in a patch), seconds (for both maps of a scan, with the first);
-- `maps/<name>_{scan,reconstruction,score,residual,excess}.nii.gz`; `excess` says by how many standard deviations a voxel leaves
-  what is usual for the scan's age at its place (`normscape.inversion.normals`); it is missing where no attribute is the position;
-- `regions.parquet`: name, and the columns of `normscape.scoring.maps.REGION_SCHEMA`, above the main detector's threshold;
+- `maps/<name>_{scan,reconstruction,anomaly,score,residual,excess}.nii.gz`: the anomaly map of `normscape.scoring.maps`; `score`,
+  that of the patches alone; `excess`, by how many standard deviations a voxel leaves what is usual for the scan's age at its
+  place (`normscape.inversion.normals`), missing where no attribute is the position;
+- `regions.parquet`: name, and the columns of `normscape.scoring.maps.REGION_SCHEMA`, above the anomaly map's threshold;
 - `generated.npy` uint8 (identities, ages, 1, H, W), `maps.npy` uint8 (maps, 5, 1, H, W): slices for the page, described in
-  `slices.json`; the five are scan, reconstruction, score, excess and blot;
+  `slices.json`; the five are scan, reconstruction, anomaly, excess and blot;
 - with `brains.cases` also what `normscape.stages.cases` writes.
 
 A map that was finished before the stage was cut off is not made again.
@@ -62,15 +63,17 @@ from normscape.training.seeding import seeded
 
 SHOWN_IDENTITIES = 3
 """Generated brains that are written as volumes and shown; of all others only the ventricles are kept."""
-PANELS = ("scan", "reconstruction", "score", "excess", "blot")
+PANELS = ("scan", "reconstruction", "anomaly", "excess", "blot")
+AREAS = ("anomaly", "score", "residual", "excess")
+"""Maps whose voxels are compared with the blot."""
 VENTRICLE_SCHEMA = pa.schema(
     [("kind", pa.string()), ("identity", pa.string()), ("age_years", pa.float64()), ("volume_ml", pa.float64())]
 )
 MAP_SCHEMA = pa.schema(
     [("name", pa.string()), ("subject", pa.string()), ("session", pa.string()), ("age_years", pa.float64()), ("blot", pa.int64())]
     + [(name, pa.float64()) for name in ("blot_radius_mm", "blot_contrast", "blot_x_mm", "blot_y_mm", "blot_z_mm")]
-    + [(name, pa.float64()) for name in ("peak_score", "mean_score", "peak_in_blot", "excess_peak_in_blot")]
-    + [(f"{name}_auroc", pa.float64()) for name in ("score", "residual", "excess")]
+    + [(name, pa.float64()) for name in ("peak_score", "mean_score", "peak_in_blot")]
+    + [(f"{name}_auroc", pa.float64()) for name in AREAS]
     + [("patches", pa.int64()), ("covered", pa.float64()), ("seconds", pa.float64())]
 )
 
@@ -262,14 +265,15 @@ def _mapped(work: _Work) -> dict[str, float]:
             else:
                 row["seconds"] = seconds
             about_maps.append(row | _measured(maps, volumes, inside if drawn else None, mask))
-            found = regions(maps.score, work.system.threshold, cohort.spacing_mm, cohort.affine)
+            threshold = maps.anomaly_threshold(work.system.threshold)
+            found = regions(maps.anomaly, threshold, cohort.spacing_mm, cohort.affine)
             tables.append(found.add_column(0, "name", pa.array([name] * len(found), pa.string())))
             panels.append(_panels(maps, inside if drawn else np.zeros_like(inside), centre, cohort.atlas_mask))
     pq.write_table(pa.Table.from_pylist(about_maps, schema=MAP_SCHEMA), folder / "maps.parquet")
     empty = REGION_SCHEMA.empty_table().add_column(0, "name", pa.array([], pa.string()))
     pq.write_table(pa.concat_tables([empty, *tables]), folder / "regions.parquet")
     np.save(folder / "maps.npy", np.array(panels, np.uint8)[:, :, None])
-    described = {"panels": PANELS, "threshold": work.system.threshold, "excess_shown": EXCESS_SHOWN, "cohort": cohort.name}
+    described = {"panels": PANELS, "threshold": threshold, "excess_shown": EXCESS_SHOWN, "cohort": cohort.name}
     write_json(folder / "slices.json", described)
     for path in (folder / "maps").glob("*.npz"):
         path.unlink()
@@ -314,6 +318,7 @@ def _volumes(maps: ScanMaps) -> dict[str, NDArray[np.floating]]:
     volumes: dict[str, NDArray[np.floating]] = {
         "scan": maps.image * INTENSITY_RANGE_SD,
         "reconstruction": maps.reconstruction * INTENSITY_RANGE_SD,
+        "anomaly": maps.anomaly,
         "score": maps.score,
         "residual": maps.residual * INTENSITY_RANGE_SD,
     }
@@ -325,20 +330,19 @@ def _measured(
 ) -> dict[str, float | int]:
     """Numbers of one map; against the blot where there is one."""
     covered = maps.covered
-    peak = np.unravel_index(int(np.argmax(np.where(covered, maps.score, -np.inf))), covered.shape)
+    anomaly = maps.anomaly
+    peak = np.unravel_index(int(np.argmax(np.where(covered, anomaly, -np.inf))), covered.shape)
     row: dict[str, float | int] = {
-        "peak_score": float(maps.score[peak]),
-        "mean_score": float(maps.score[covered].mean()),
+        "peak_score": float(anomaly[peak]),
+        "mean_score": float(anomaly[covered].mean()),
         "patches": maps.patches,
         "covered": float(covered.sum() / mask.sum()),
     }
     if blot is None:
         return row
     row["peak_in_blot"] = float(blot[peak])
-    if maps.excess.any():
-        row["excess_peak_in_blot"] = float(blot.flat[int(maps.excess.argmax())])
     label = blot[covered].astype(np.int64)
-    for name in ("score", "residual", "excess"):
+    for name in AREAS:
         if name in volumes and 0 < label.sum() < len(label):
             area = auroc(label, volumes[name][covered].astype(np.float64), np.ones((1, len(label))))[0]
             row[f"{name}_auroc"] = float(area)
@@ -353,7 +357,7 @@ def _panels(
     greys = (
         slices.to_grey(maps.image, brain),
         slices.to_grey(maps.reconstruction, maps.covered),
-        slices.to_grey(maps.score, maps.covered, 0.0, 1.0),
+        slices.to_grey(maps.anomaly, maps.covered, 0.0, 1.0),
         slices.to_grey(maps.excess, maps.covered, 0.0, EXCESS_SHOWN),
         (blot * 255).astype(np.uint8),
     )
@@ -363,8 +367,8 @@ def _panels(
 def _headline(rows: list[dict[str, Any]]) -> dict[str, float]:
     """Means over the maps, for the manifest."""
     found: dict[str, float] = {"maps": float(len(rows))}
-    measured = ("score_auroc", "residual_auroc", "excess_auroc", "peak_in_blot", "excess_peak_in_blot")
-    for name in (*measured, "covered", "patches", "seconds"):
+    areas = (f"{name}_auroc" for name in AREAS)
+    for name in (*areas, "peak_in_blot", "covered", "patches", "seconds"):
         values = [row[name] for row in rows if name in row]
         if values:
             found[f"map_{name}"] = float(np.mean(values))

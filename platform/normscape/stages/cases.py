@@ -3,11 +3,11 @@
 Each goes from its file to an anomaly map in its own space, as `normscape score` does it. Below `cases/<name>/` lie the files of
 `normscape.stages.scan`; beside them, in the stage's folder:
 
-- `cases.parquet`, a row a case: name, age_years, age_estimated (0, 1), lesion_ml, peak_score, peak_in_lesion, `score_auroc`,
-  `residual_auroc` and `excess_auroc` (voxels of the lesion against the rest of the brain that lies in a patch), regions, patches,
-  and reason: why a case could not be mapped, empty otherwise;
-- `cases.npy`, uint8 (cases, 4, 1, H, W): slices of scan, score, excess and lesion, through the lesion's middle or else the map's
-  peak.
+- `cases.parquet`, a row a case: name, age_years, age_estimated (0, 1), lesion_ml, peak_score and peak_in_lesion of the anomaly
+  map, `<map>_auroc` of anomaly, score, residual and excess (voxels of the lesion against the rest of the brain that lies in a
+  patch), regions, patches, and reason: why a case could not be mapped, empty otherwise;
+- `cases.npy`, uint8 (cases, 4, 1, H, W): slices of scan, anomaly map, excess and lesion, through the lesion's middle or else the
+  map's peak.
 
 A case that cannot be mapped is listed with its reason, and the rest goes on.
 """
@@ -29,17 +29,16 @@ from normscape.datasets.tabular import find_column, is_unknown, read_rows
 from normscape.errors import DataError
 from normscape.scoring.maps import EXCESS_SHOWN
 from normscape.scoring.metrics import auroc
-from normscape.stages.scan import EXCESS_NAME, MAP_NAME, RESIDUAL_NAME, ScanModel, score_scan, stripped_by
+from normscape.stages.scan import EXCESS_NAME, MAP_NAME, RESIDUAL_NAME, SCORE_NAME, ScanModel, score_scan, stripped_by
 
+PANELS = ("scan", "anomaly", "excess", "lesion")
+AREAS = ("anomaly", "score", "residual", "excess")
+"""Maps whose voxels are compared with the lesion."""
 CASE_SCHEMA = pa.schema(
     [("name", pa.string()), ("age_years", pa.float64()), ("age_estimated", pa.int64())]
-    + [
-        (name, pa.float64())
-        for name in ("lesion_ml", "peak_score", "peak_in_lesion", "score_auroc", "residual_auroc", "excess_auroc")
-    ]
+    + [(name, pa.float64()) for name in ("lesion_ml", "peak_score", "peak_in_lesion", *(f"{area}_auroc" for area in AREAS))]
     + [("regions", pa.int64()), ("patches", pa.int64()), ("reason", pa.string())]
 )
-PANELS = ("scan", "score", "excess", "lesion")
 GREY_PERCENTILES = (1.0, 99.0)
 """Intensities of a brain that black and white stand for."""
 
@@ -114,20 +113,20 @@ def _mapped(
     """One case: its row, and its pictures (4, H, W)."""
     own = folder / "cases" / scan.name
     result = score_scan(scan, model, own, estimate_age=True, progress=tell)
-    files = (scan.path, own / MAP_NAME, own / RESIDUAL_NAME, own / EXCESS_NAME)
-    t1, score, residual, excess = (_volume(path) for path in files)
+    files = (scan.path, own / MAP_NAME, own / SCORE_NAME, own / RESIDUAL_NAME, own / EXCESS_NAME)
+    t1, anomaly, score, residual, excess = (_volume(path) for path in files)
     inside = score[0] > 0
     row: dict[str, Any] = {
         "name": scan.name,
         "age_years": result.scan.age_years,
         "age_estimated": int(scan.age_years is None),
-        "peak_score": float(score[0].max()),
+        "peak_score": float(anomaly[0].max()),
         "regions": len(result.regions),
         "patches": result.maps.patches,
         "reason": "",
     }
     marked = np.zeros(inside.shape, bool)
-    centre = [int(i) for i in np.unravel_index(int(score[0].argmax()), inside.shape)]
+    centre = [int(i) for i in np.unravel_index(int(anomaly[0].argmax()), inside.shape)]
     if lesion is not None:
         drawn, voxel_ml = _volume(Path(lesion))
         if drawn.shape != inside.shape:
@@ -137,14 +136,14 @@ def _mapped(
         row["peak_in_lesion"] = float(marked[tuple(centre)])
         label = marked[inside].astype(np.int64)
         if 0 < label.sum() < len(label):
-            for name, (values, _) in (("score", score), ("residual", residual), ("excess", excess)):
+            for name, (values, _) in zip(AREAS, (anomaly, score, residual, excess), strict=True):
                 row[f"{name}_auroc"] = float(auroc(label, values[inside].astype(np.float64), np.ones((1, len(label))))[0])
             centre = _fullest(marked)
     low, high = np.percentile(t1[0][inside], GREY_PERCENTILES) if inside.any() else (0.0, 1.0)
     box = slices.brain_box(inside | marked)
     greys = (
         slices.to_grey(t1[0], inside, float(low), float(max(high, low + 1e-6))),
-        slices.to_grey(score[0], inside, 0.0, 1.0),
+        slices.to_grey(anomaly[0], inside, 0.0, 1.0),
         slices.to_grey(excess[0], inside, 0.0, EXCESS_SHOWN),
         (marked * 255).astype(np.uint8),
     )

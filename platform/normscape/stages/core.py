@@ -136,6 +136,7 @@ STAGES: tuple[Stage, ...] = (
         "brains",
         ("brains",),
         ("prepare", "auxiliary", "gan", "controllers", "latents", "normals", "project", "score"),
+        version=2,
         module="normscape.stages.brains",
         source="brain",
     ),

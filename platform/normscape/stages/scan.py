@@ -3,8 +3,9 @@
 The scan goes through the preprocessing of the cohort that the model learned from, onto the atlas's grid; patches over the whole
 brain are projected and scored; the map is brought back onto the scan's own grid. Writes, into a folder:
 
-- `anomaly_map.nii.gz`: mean anomaly score of the patches at each voxel, on the scan's own grid; 0 outside the brain and where no
-  patch lies;
+- `anomaly_map.nii.gz`, in [0, 1], on the scan's own grid: mean score of the patches at each voxel, weighed by the voxel's excess
+  (`normscape.scoring.maps.ScanMaps.anomaly`); 0 outside the brain and where no patch lies;
+- `score_map.nii.gz`: the score of the patches alone;
 - `residual_map.nii.gz`: mean absolute residual, likewise, in standard deviations of the brain's intensities;
 - `excess_map.nii.gz`: likewise, by how many standard deviations a voxel leaves what is usual for this age at its place; finer
   than the score, which is that of whole patches (`normscape.inversion.normals`);
@@ -39,7 +40,8 @@ from normscape.preprocessing.settings import PreprocessingSettings
 from normscape.scoring.maps import PatchRater, ScanMaps, ValueReader, on_grid, regions, scan_maps
 from normscape.stages.files import read_json
 
-MAP_NAME, RESIDUAL_NAME, EXCESS_NAME = "anomaly_map.nii.gz", "residual_map.nii.gz", "excess_map.nii.gz"
+MAP_NAME, SCORE_NAME = "anomaly_map.nii.gz", "score_map.nii.gz"
+RESIDUAL_NAME, EXCESS_NAME = "residual_map.nii.gz", "excess_map.nii.gz"
 REGIONS_NAME = "regions.csv"
 SIMULATED = "simulated"
 
@@ -77,7 +79,7 @@ class ScoredScan:
         maps: on the atlas's grid.
         mask: uint8 (Z, Y, X), the brain there.
         regions: table of `REGION_SCHEMA`.
-        threshold: of the regions.
+        threshold: of the anomaly map, above which regions lie.
         notes: what a reader should know, a sentence each.
         folder: of the files.
     """
@@ -187,7 +189,8 @@ def score_scan(
     notes = _notes(scan, prepared, maps, model, mask)
     if guessed:
         notes = (f"The age was not given: {scan.age_years:.0f} years was read from the scan by the age network.", *notes)
-    return ScoredScan(scan, prepared, maps, mask, found, model.threshold, folder, notes)
+    threshold = maps.anomaly_threshold(model.threshold)
+    return ScoredScan(scan, prepared, maps, mask, found, threshold, folder, notes)
 
 
 def _read_age(name: str, grid: PatchSource, model: ScanModel) -> float:
@@ -236,7 +239,8 @@ def _write(scan: Scan, prepared: PreparedScan, maps: ScanMaps, model: ScanModel,
     reference = sitk.ReadImage(str(scan.path))
     while reference.GetDimension() > 3:  # a fourth side of length one
         reference = reference[(slice(None),) * (reference.GetDimension() - 1) + (0,)]
-    volumes = {MAP_NAME: maps.score, RESIDUAL_NAME: maps.residual * INTENSITY_RANGE_SD, EXCESS_NAME: maps.excess}
+    volumes = {MAP_NAME: maps.anomaly, SCORE_NAME: maps.score, EXCESS_NAME: maps.excess}
+    volumes[RESIDUAL_NAME] = maps.residual * INTENSITY_RANGE_SD
     for name, volume in volumes.items():
         placed = to_scan_space(model.atlas.image(volume.astype(np.float32)), transform, reference)
         sitk.WriteImage(placed, str(folder / name), useCompression=True)
@@ -244,7 +248,8 @@ def _write(scan: Scan, prepared: PreparedScan, maps: ScanMaps, model: ScanModel,
     def to_scan(points: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.array([transform.TransformPoint((LPS @ point).tolist()) for point in points]).reshape(-1, 3) @ LPS
 
-    found = regions(maps.score, model.threshold, model.atlas.spacing_mm, model.atlas.affine, to_scan=to_scan)
+    threshold = maps.anomaly_threshold(model.threshold)
+    found = regions(maps.anomaly, threshold, model.atlas.spacing_mm, model.atlas.affine, to_scan=to_scan)
     pyarrow.csv.write_csv(found, folder / REGIONS_NAME)
     return found
 
@@ -286,7 +291,7 @@ def stripped_by(model: ScanModel, strip: str | None, mask: Path | None) -> ScanM
 def describe(result: ScoredScan) -> dict[str, Any]:
     """A few numbers for whoever asked, and for `summary.json`."""
     table: Mapping[str, Any] = result.regions.slice(0, 1).to_pydict()
-    peak = float(result.maps.score.max())
+    peak = float(result.maps.anomaly.max())
     return {
         "scan": str(result.scan.path),
         "age_years": result.scan.age_years,
