@@ -32,7 +32,7 @@ lint: $(STAMP)   ## style and types
 	$(BIN)/mypy $(CODE)
 
 test: lint       ## style, types and tests
-	$(BIN)/python -m pytest -m "not cluster" $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not cluster" -n auto --dist loadfile $(PYTEST_ARGS)
 
 test-cluster: $(STAMP)   ## tests with real Ray, MLflow and PostgreSQL processes; about half an hour
 	$(BIN)/python -m pytest -m cluster $(PYTEST_ARGS)
