@@ -96,7 +96,7 @@ def test_a_scan_from_file_to_page(
     assert f"page  {out / 'index.html'}" in text
     assert "note: The model learned from: simulated cohort." in text
     names = {path.name for path in out.iterdir()}
-    maps = {f"{kind}_map.nii.gz" for kind in ("anomaly", "excess", "residual")}
+    maps = {f"{kind}_map.nii.gz" for kind in ("anomaly", "score", "excess", "residual")}
     assert names == maps | {"regions.csv", "overlay.png", "index.html", "summary.json", "preprocessed"}
     found, given = (sitk.ReadImage(str(path)) for path in (out / "anomaly_map.nii.gz", scan))
     assert (found.GetSize(), found.GetSpacing()) == (given.GetSize(), given.GetSpacing())
