@@ -146,7 +146,7 @@ def _loaded(run: Path | None, model: str | None, runs_dir: Path, stride: int | N
     system = make(folder, choose_device(config.device), steps=config.brains.steps)
     described = folder / COHORT_NAME
     return scan_model(
-        projecting_with(config, config.brains.steps), system, system.threshold, contrast=system.contrast,
+        projecting_with(config, config.brains.steps), system, system.threshold,
         cohort_file=described if described.is_file() else None,
     )  # fmt: skip
 

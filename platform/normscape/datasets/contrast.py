@@ -103,10 +103,6 @@ class ContrastTable:
     def __len__(self) -> int:
         return len(self.mean)
 
-    def usual(self) -> Tensor:
-        """Mean of the scans' parameters, float32 (6,)."""
-        return self.parameters.mean(0)
-
 
 @dataclass(frozen=True)
 class ContrastShifts:
@@ -143,26 +139,6 @@ class ContrastShifts:
         return (shift * self.std.to(shift.device)) @ self.directions.to(shift.device)
 
 
-def with_contrast(intensities: NDArray[np.floating], parameters: Tensor) -> NDArray[np.float32]:
-    """A brain with other tissue intensities: what a scanner whose scans have these parameters would have made of it.
-
-    Its tissues then have exactly these intensities. Standardising a scan does less: how bright a tissue comes out depends on how
-    much there is of the others, a large lesion included.
-
-    Args:
-        intensities: (n,) of all voxels under the mask, in any unit.
-        parameters: (6,), theta to give it, of z-scores.
-
-    Raises:
-        DataError: see `measure_contrast`.
-    """
-    measured = measure_contrast(intensities)
-    own = ContrastTable.from_table(pa.Table.from_pylist([{"subject": "", "session": ""} | measured], schema=SCHEMA))
-    z = (torch.from_numpy(np.asarray(intensities, np.float32)) - own.mean) / own.std
-    mapped = _moved(z[None], own.parameters, own.weights, parameters[None] - own.parameters)
-    return mapped[0].numpy()
-
-
 def shift_contrast(images: Tensor, parameters: Tensor, weights: Tensor, quantiles: Tensor, shift: Tensor) -> Tensor:
     """Give each image the contrast that its scan would have with the shifted parameters.
 
@@ -176,23 +152,23 @@ def shift_contrast(images: Tensor, parameters: Tensor, weights: Tensor, quantile
         quantiles: (B, Q).
         shift: (B, 6), the shift of theta.
     """
-    points = _moved(quantiles, parameters, weights, shift)
-    # The quantiles' own mean and deviation miss 0 and 1 by a little, in both forms alike: dividing by them cancels that.
-    gain = quantiles.std(1, keepdim=True) / points.std(1, keepdim=True)
-    offset = quantiles.mean(1, keepdim=True) - points.mean(1, keepdim=True) * gain
-    return (_moved(images.flatten(1), parameters, weights, shift) * gain + offset).view_as(images)
-
-
-def _moved(x: Tensor, parameters: Tensor, weights: Tensor, shift: Tensor) -> Tensor:
-    """Intensities (B, n) moved with their tissues, not standardised again."""
     means, variances = parameters.chunk(2, dim=1)
     new_means, new_variances = (parameters + shift).chunk(2, dim=1)
     scale = (torch.maximum(new_variances, SMALLEST_VARIANCE_SHARE * variances) / variances).sqrt()
-    log = [
-        (weights[:, k].log() - 0.5 * variances[:, k].log())[:, None]
-        - (x - means[:, k, None]).square() * (0.5 / variances[:, k, None])
-        for k in range(TISSUES)
-    ]
-    share = torch.stack(log).softmax(0)
-    moved = [(x - means[:, k, None]) * scale[:, k, None] + new_means[:, k, None] for k in range(TISSUES)]
-    return sum((share[k] * moved[k] for k in range(1, TISSUES)), share[0] * moved[0])
+
+    def mapped(x: Tensor) -> Tensor:
+        """(B, n) -> (B, n)."""
+        log = [
+            (weights[:, k].log() - 0.5 * variances[:, k].log())[:, None]
+            - (x - means[:, k, None]).square() * (0.5 / variances[:, k, None])
+            for k in range(TISSUES)
+        ]
+        share = torch.stack(log).softmax(0)
+        moved = [(x - means[:, k, None]) * scale[:, k, None] + new_means[:, k, None] for k in range(TISSUES)]
+        return sum((share[k] * moved[k] for k in range(1, TISSUES)), share[0] * moved[0])
+
+    points = mapped(quantiles)
+    # The quantiles' own mean and deviation miss 0 and 1 by a little, in both forms alike: dividing by them cancels that.
+    gain = quantiles.std(1, keepdim=True) / points.std(1, keepdim=True)
+    offset = quantiles.mean(1, keepdim=True) - points.mean(1, keepdim=True) * gain
+    return (mapped(images.flatten(1)) * gain + offset).view_as(images)

@@ -122,7 +122,7 @@ def run(context: StageContext) -> dict[str, float]:
     work = _Work(context, system, samples.images, read_json(context.inputs["prepare"] / "split.json"))
     metrics = _generated(work) | _mapped(work)
     if config.brains.cases is not None:
-        model = scan_model(system.config, system, system.threshold, contrast=system.contrast)
+        model = scan_model(system.config, system, system.threshold)
         map_cases(
             config.brains.cases, model, context.folder, progress=lambda done, of: context.recorder.progress(done, of, "patch")
         )  # fmt: skip

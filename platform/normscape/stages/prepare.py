@@ -19,14 +19,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
 from normscape.config import Config
 from normscape.datasets.cohort import split_subjects as split_stratified
-from normscape.datasets.contrast import ContrastTable
-from normscape.datasets.patches import CONTRAST_NAME, PatchSource
+from normscape.datasets.patches import PatchSource
 from normscape.datasets.samples import SampleSet, Split, load_samples, split_subjects
 from normscape.errors import DataError
 from normscape.stages.core import StageContext
@@ -103,19 +101,6 @@ def open_prepared(config: Config, folder: Path) -> SampleSet:
             "run again with `--from prepare`"
         )
     return samples
-
-
-def usual_contrast(folder: Path) -> torch.Tensor:
-    """Mean contrast parameters (6,) of the training scans, from the finished folder of stage `prepare`.
-
-    Raises:
-        DataError: the files do not fit each other.
-    """
-    measured, training = pq.read_table(folder / CONTRAST_NAME), read_json(folder / "split.json").get("train", [])
-    chosen = measured.filter(pc.is_in(measured["subject"], pa.array(training, measured["subject"].type)))
-    if not len(chosen):
-        raise DataError(f"{folder}: {CONTRAST_NAME} knows none of the training subjects of split.json")
-    return ContrastTable.from_table(chosen).usual()
 
 
 def _load(

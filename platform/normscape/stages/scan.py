@@ -1,7 +1,6 @@
 """A scan that the experiment has never seen: from its file to an anomaly map in its own space.
 
-The scan goes through the preprocessing of the cohort that the model learned from, onto the atlas's grid, and is given that
-cohort's usual tissue intensities, lest another scanner count as a disease; patches over the whole
+The scan goes through the preprocessing of the cohort that the model learned from, onto the atlas's grid; patches over the whole
 brain are projected and scored; the map is brought back onto the scan's own grid. Writes, into a folder:
 
 - `anomaly_map.nii.gz`, in [0, 1], on the scan's own grid: mean score of the patches at each voxel, weighed by the voxel's excess
@@ -28,11 +27,10 @@ import pyarrow.csv
 import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
-from torch import Tensor
 
 from normscape.config import Config
 from normscape.datasets.cohort import Scan
-from normscape.datasets.contrast import PARAMETERS, SCHEMA, ContrastShifts, ContrastTable, measure_contrast, with_contrast
+from normscape.datasets.contrast import PARAMETERS, SCHEMA, ContrastShifts, ContrastTable, measure_contrast
 from normscape.datasets.patches import AGE_COLUMN, INTENSITY_RANGE_SD, PatchSource
 from normscape.datasets.prepared import COHORT_NAME, SUBJECT_SCHEMA, PreparedCohort
 from normscape.errors import DataError, UserError
@@ -60,8 +58,6 @@ class ScanModel:
         atlas: at the spacing of the model.
         frame_mask: uint8 (Z, Y, X), the atlas mask from whose middle positions count.
         cohort: what the scans that the model learned from are called.
-        contrast: their usual tissue intensities (`normscape.datasets.contrast`), which a scan of another scanner is given before
-            it is compared with them; left as it is when None.
     """
 
     config: Config
@@ -71,7 +67,6 @@ class ScanModel:
     atlas: Atlas
     frame_mask: NDArray[np.uint8]
     cohort: str
-    contrast: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -99,16 +94,13 @@ class ScoredScan:
     notes: tuple[str, ...] = field(default=())
 
 
-def scan_model(
-    config: Config, rater: PatchRater, threshold: float, *, contrast: Tensor | None = None, cohort_file: Path | None = None
-) -> ScanModel:
+def scan_model(config: Config, rater: PatchRater, threshold: float, *, cohort_file: Path | None = None) -> ScanModel:
     """Put together what scoring a scan needs.
 
     Args:
         config: the experiment.
         rater: scores patches; usually the scored system.
         threshold: of the anomaly score.
-        contrast: see `ScanModel`; usually that of the scored system.
         cohort_file: `cohort.json` of the prepared cohort that the model learned from; `data.root` holds it where this is None.
 
     Raises:
@@ -134,7 +126,7 @@ def scan_model(
         from normscape.datasets.simulated import atlas_template
 
         frame = atlas_template(spacing)[1]
-    return ScanModel(config, rater, threshold, settings, atlas, frame, str(described.get("name", "")), contrast)
+    return ScanModel(config, rater, threshold, settings, atlas, frame, str(described.get("name", "")))
 
 
 def score_scan(
@@ -217,21 +209,16 @@ def _patches(scan: Scan, prepared: PreparedScan, model: ScanModel, folder: Path)
 
     t1, mask = (sitk.GetArrayFromImage(sitk.ReadImage(str(prepared.folder / name))) for name in (T1_NAME, MASK_NAME))
     mask = (mask > 0).astype(np.uint8)
-    try:
-        if model.contrast is None:
-            measured = measure_contrast(t1[mask > 0])
-        else:
-            t1 = t1.astype(np.float32)
-            t1[mask > 0] = with_contrast(t1[mask > 0], model.contrast)
-            measured = measure_contrast(t1[mask > 0]) | {"mean": 0.0, "std": 1.0}  # standardised as its tissues are
-    except DataError as error:
-        raise DataError(f"{scan.path}: {error}") from error
     person = {name: getattr(scan, name, "") for name in ("subject", "session", "age_years", "sex", "site")}
     subjects = pa.Table.from_pylist([person | {"scan": str(scan.path)}], schema=SUBJECT_SCHEMA)
     cohort = PreparedCohort(
         folder, scan.name, "table", model.atlas.spacing_mm, model.atlas.affine, subjects,
         t1[None].astype(np.float16), mask[None], model.atlas.t1, model.frame_mask,
     )  # fmt: skip
+    try:
+        measured = measure_contrast(t1[mask > 0])
+    except DataError as error:
+        raise DataError(f"{scan.path}: {error}") from error
     names = {"subject": scan.subject, "session": scan.session}
     contrast = ContrastTable.from_table(pa.Table.from_pylist([names | measured], schema=SCHEMA))
     shifts = None

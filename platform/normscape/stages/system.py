@@ -30,9 +30,8 @@ from normscape.networks.values import denormalize_value
 from normscape.scoring.detectors import Array, Detector, TailDetector, ThresholdDetector
 from normscape.scoring.forest import ForestDetector
 from normscape.scoring.maps import Rated
-from normscape.stages.files import read_json, write_json
+from normscape.stages.files import read_json
 from normscape.stages.models import load_projector
-from normscape.stages.prepare import usual_contrast
 from normscape.stages.status import stage_status
 
 MAIN_DETECTOR = "forest"
@@ -47,8 +46,6 @@ PARTS: dict[str, tuple[str, ...]] = {
 }
 """Stages whose folders make the system, as far as the experiment has them, and their files that belong to it."""
 _PERCEPTUAL = "perceptual"
-CONTRAST_FILE = "contrast.json"
-"""In a package: the mean contrast of the training scans. Their own, with their names, stay where they are."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +64,6 @@ class ScoredSystem:
         config: the experiment.
         projector: generator, controllers, style space and everything else that projects.
         detectors: the fitted detectors that lie in the score stage's folder, by name; `forest` and `l1` among them.
-        contrast: of a brain, the mean parameters of the training scans (6,), see `normscape.datasets.contrast`.
 
     Example:
         >>> system = ScoredSystem.from_run(Path("runs/chairs-demo"))  # doctest: +SKIP
@@ -77,7 +73,6 @@ class ScoredSystem:
     config: Config
     projector: Projector
     detectors: Mapping[str, FittedDetector]
-    contrast: Tensor | None = None
 
     @classmethod
     def load(cls, config: Config, folders: Mapping[str, Path], device: torch.device) -> ScoredSystem:
@@ -85,16 +80,14 @@ class ScoredSystem:
 
         Args:
             config: the experiment.
-            folders: the finished folders of the stages in `PARTS`, by name, and of a brain that of `prepare`, or the file
-                `contrast.json` of a package in its place.
+            folders: the finished folders of the stages in `PARTS`, by name.
             device: where to compute.
 
         Raises:
             CheckpointError: weights are missing, damaged, or of other networks.
             DataError: a detector's file is missing or damaged.
         """
-        contrast = _contrast(folders["prepare"]) if config.data.source == "brain" and "prepare" in folders else None
-        return cls(config, load_projector(config, folders, device), load_detectors(folders["score"]), contrast)
+        return cls(config, load_projector(config, folders, device), load_detectors(folders["score"]))
 
     @classmethod
     def from_run(cls, run_folder: Path, device: torch.device | None = None, *, steps: int | None = None) -> ScoredSystem:
@@ -126,7 +119,7 @@ class ScoredSystem:
         if weights:
             projection = config.projection.model_copy(update={"perceptual_path": weights[0]})
             config = config.model_copy(update={"projection": projection})
-        folders = {stage: folder / stage for stage in PARTS} | {"prepare": folder / CONTRAST_FILE}
+        folders = {stage: folder / stage for stage in PARTS}
         return cls.load(projecting_with(config, steps), folders, device or torch.device("cpu"))
 
     @property
@@ -231,14 +224,6 @@ class ScoredSystem:
         return given.float()
 
 
-def _contrast(path: Path) -> Tensor | None:
-    """The usual contrast from a folder of stage `prepare` or a package's file; None where an older package has none."""
-    if path.is_dir():
-        return usual_contrast(path)
-    parameters = read_json(path).get("parameters")
-    return None if parameters is None else torch.tensor(parameters, dtype=torch.float32)
-
-
 def projecting_with(config: Config, steps: int | None) -> Config:
     """The same experiment with another number of projection steps; unchanged when None."""
     if steps is None:
@@ -312,8 +297,6 @@ def write_package(config: Config, folders: Mapping[str, Path], destination: Path
     (destination / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
     if config.data.root is not None:  # how its scans were prepared: a new one has to be, too
         shutil.copyfile(config.data.root / COHORT_NAME, destination / COHORT_NAME)
-    if config.data.source == "brain":
-        write_json(destination / CONTRAST_FILE, {"parameters": usual_contrast(folders["prepare"]).tolist()})
     for stage in filter(folders.__contains__, PARTS):
         (destination / stage).mkdir()
         for path in _files(folders, stage):
