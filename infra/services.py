@@ -143,7 +143,8 @@ def start_ray(state: State, folder: Path, given: argparse.Namespace) -> None:
     process = launch(state, folder, "ray", command, environment | local | private, log)
     wait_for(process, log, lambda: "Ray runtime started" in log.read_text(encoding="utf-8", errors="replace"))
     header = {"Authorization": f"Bearer {token.read_text(encoding='utf-8').strip()}"}
-    wait_for(process, log, lambda: answers(f"{address}/api/version", header))
+    own_log = Path(state.scratch, "ray/session_latest/logs/dashboard.log")
+    wait_for(process, own_log, lambda: answers(f"{address}/api/version", header))
     state.environment |= environment | local | {"RAY_ADDRESS": f"127.0.0.1:{given.ray_port}", "RAY_API_SERVER_ADDRESS": address}
     state.addresses |= {"Ray dashboard": f"{address}  (its token: {token})", "Ray": f"127.0.0.1:{given.ray_port}"}
 
@@ -251,7 +252,7 @@ def wait_for(process: subprocess.Popen[bytes], log: Path, ready: Callable[[], bo
     while not ready():
         ended = process.poll() is not None
         if ended or time.monotonic() > give_up:
-            lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:]
+            lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:] if log.exists() else []
             if any("timed out during startup" in line for line in lines):
                 lines.append("Ray gives its parts 15 to 30 seconds to start: is this machine very busy? try again when it is not")
             raise ServiceError("\n".join([f"{log.stem} {'ended' if ended else 'does not answer'}; the end of {log}:", *lines]))

@@ -57,14 +57,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: With every problem found, one a line, as `dotted.path: message`.
     """
-    path = Path(path)
-    data = read_settings(path, ())
-    problems: list[Problem] = []
-    for text in overrides:
-        try:
-            apply_override(data, text)
-        except OverrideError as error:
-            problems.append((f"--set {text}", str(error)))
+    data, problems = read_settings(Path(path), overrides)
     try:
         config = Config.model_validate(data)
     except ValidationError as error:
@@ -91,8 +84,24 @@ def fail(source: str, problems: Sequence[Problem]) -> NoReturn:
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 
-def read_settings(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
-    """One file and what it inherits from, as plain data."""
+def read_settings(path: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], list[Problem]]:
+    """A file, what it inherits from and the changes of `--set`, as plain data, and which changes cannot be made.
+
+    Raises:
+        ConfigError: a file cannot be read.
+    """
+    data = _read_file(path, ())
+    problems: list[Problem] = []
+    for text in overrides:
+        try:
+            _apply_override(data, text)
+        except _OverrideError as error:
+            problems.append((f"--set {text}", str(error)))
+    return data, problems
+
+
+def _read_file(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
+    """One file and what it inherits from."""
     where = path.resolve()
     if where in children:
         chain = " -> ".join(str(p) for p in (*children[children.index(where) :], where))
@@ -115,7 +124,7 @@ def read_settings(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
         return data
     if not isinstance(base, str):
         raise ConfigError(f"{path}: base: must be the path of another configuration, found {base!r}")
-    return _merge(read_settings(path.parent / base, (*children, where)), data)
+    return _merge(_read_file(path.parent / base, (*children, where)), data)
 
 
 def _line(error: yaml.YAMLError) -> str:
@@ -156,20 +165,20 @@ def _merge_named(base: list[Any], child: list[Any]) -> list[Any]:
 # ---- overrides -------------------------------------------------------------------------------------------------------
 
 
-class OverrideError(ValueError):
+class _OverrideError(ValueError):
     """A `--set` that cannot be applied."""
 
 
-def apply_override(data: dict[str, Any], text: str) -> None:
+def _apply_override(data: dict[str, Any], text: str) -> None:
     """Apply one `a.b=c` to `data`, in place."""
     path, equals, written = text.partition("=")
     keys = path.strip().split(".")
     if not equals or not all(keys):
-        raise OverrideError("must look like section.key=value")
+        raise _OverrideError("must look like section.key=value")
     try:
         value = yaml.load(written, Loader=_Loader)
     except yaml.YAMLError as error:
-        raise OverrideError(f"the value is not valid YAML: {_yaml_reason(error)}") from error
+        raise _OverrideError(f"the value is not valid YAML: {_yaml_reason(error)}") from error
     here: Any = data
     for depth, key in enumerate(keys):
         last = depth == len(keys) - 1
@@ -185,7 +194,7 @@ def apply_override(data: dict[str, Any], text: str) -> None:
                 here[key] = {}
             here = here[key]
         else:
-            raise OverrideError(f"`{'.'.join(keys[:depth])}` is a single value ({here!r}), it has no `{key}`")
+            raise _OverrideError(f"`{'.'.join(keys[:depth])}` is a single value ({here!r}), it has no `{key}`")
 
 
 def _position(items: list[Any], key: str, path: str) -> int:
@@ -196,7 +205,7 @@ def _position(items: list[Any], key: str, path: str) -> int:
     if key.isdecimal() and int(key) < len(items):
         return int(key)
     known = f"the names {', '.join(map(str, names))} or " if names else ""
-    raise OverrideError(f"`{path}` has no entry `{key}`; it has {known}the positions 0 to {len(items) - 1}")
+    raise _OverrideError(f"`{path}` has no entry `{key}`; it has {known}the positions 0 to {len(items) - 1}")
 
 
 # ---- problems --------------------------------------------------------------------------------------------------------

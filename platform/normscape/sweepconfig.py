@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from normscape.config import Config, GanConfig, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
 from normscape.configdoc import describe
-from normscape.configio import OverrideError, Problem, apply_override, digest, fail, load_config, read_settings, validate_config
+from normscape.configio import Problem, digest, fail, load_config, read_settings, validate_config
 from normscape.errors import ConfigError
 
 
@@ -133,13 +133,7 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Sweep, 
         ConfigError: with every problem found, one a line, as `dotted.path: message`.
     """
     path = Path(path)
-    data = read_settings(path, ())
-    problems: list[Problem] = []
-    for text in overrides:
-        try:
-            apply_override(data, text)
-        except OverrideError as error:
-            problems.append((f"--set {text}", str(error)))
+    data, problems = read_settings(path, overrides)
     kind = data.get("kind")
     if kind not in _KINDS:
         found = "is required" if kind is None else f"found {kind!r}"

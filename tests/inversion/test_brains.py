@@ -53,3 +53,19 @@ def test_the_batch_size_does_not_matter(parts: tuple[Generator, dict[str, Contro
     z = torch.randn(generator.latent_dim)
     whole, single = (generate_brain(generator, controllers, z, values, CENTRES, SHAPE, batch_size=n) for n in (3, 1))
     torch.testing.assert_close(whole.result(), single.result(), atol=1e-5, rtol=1e-4)
+
+
+def test_truncation_draws_an_identity_towards_the_neutral_one(
+    parts: tuple[Generator, dict[str, Controller], dict[str, Tensor]],
+) -> None:
+    """At 0 every identity gives the brain of latents of zero; half way lies nearer to it than at 1; age and place stay."""
+    generator, controllers, values = parts
+    one, other = torch.randn(2, generator.latent_dim)
+
+    def brain(z: Tensor, truncation: float) -> Tensor:
+        return generate_brain(generator, controllers, z, values, CENTRES, SHAPE, truncation=truncation).result()
+
+    neutral = brain(torch.zeros_like(one), 1.0)
+    torch.testing.assert_close(brain(one, 0.0), neutral, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(brain(other, 0.0), neutral, atol=1e-5, rtol=1e-4)
+    assert 0 < (brain(one, 0.5) - neutral).abs().mean() < (brain(one, 1.0) - neutral).abs().mean()

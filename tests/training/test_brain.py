@@ -15,8 +15,9 @@ from normscape.inversion.style_space import WhitenedSubspace
 from normscape.networks.auxiliary import AuxiliaryNetwork, freeze
 from normscape.networks.controller import EncodedController
 from normscape.training.auxiliary import train_auxiliary, value_distance, value_error
+from normscape.training.batches import draw_masks, draw_real, real_index
 from normscape.training.controllers import measure_control, random_values
-from normscape.training.gan import GanTrainer, draw_masks, draw_real, real_index, train_gan
+from normscape.training.gan import GanTrainer, train_gan
 from normscape.training.recorder import SilentRecorder
 
 CPU = torch.device("cpu")
@@ -161,26 +162,6 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
-def test_dropped_codes(toy_brain_config: Make, toy_brain_samples: MakeSamples) -> None:
-    """Some rows lose all that comes from the image and keep what is known; none do where the share is 0."""
-    samples = toy_brain_samples()
-    trainer = GanTrainer(toy_brain_config(gan={"code_dropout": 0.5}), {}, CPU)
-    assert trainer.encoder is not None
-    real, values = draw_real(samples, trainer.config, 0, trainer.rows)
-    z = trainer.encoder(real, values)
-    dropped = trainer._with_dropped_codes(z, torch.Generator().manual_seed(0))
-    seen = torch.cat([torch.arange(z.shape[1])[trainer.generator.subspace_slice(name)] for name in trainer.encoder.seen])
-    known = torch.cat(
-        [torch.arange(z.shape[1])[trainer.generator.subspace_slice(a.name)] for a in trainer.config.value_attributes]
-    )
-    zero = (dropped[:, seen] == 0).all(1)
-    assert 0 < zero.sum() < len(z)
-    assert torch.equal(dropped[:, known], z[:, known])
-    assert torch.equal(dropped[~zero], z[~zero])
-    plain = GanTrainer(toy_brain_config(), {}, CPU)
-    assert plain._with_dropped_codes(z, torch.Generator()) is z
-
-
 def test_rates_of_the_warm_up(toy_brain_config: Make, toy_brain_samples: MakeSamples) -> None:
     """Generator and encoder have their own rates until the discriminator joins in, then those of the adversarial training.
 
@@ -204,21 +185,3 @@ def test_rates_of_the_warm_up(toy_brain_config: Make, toy_brain_samples: MakeSam
     trainer.step(real, 5, values)
     [group] = trainer.optimizer_g.param_groups
     assert group["lr"] == pytest.approx((0.01 + halfway.gan.learning_rate) / 2)
-
-
-def test_the_mapping_learns_the_places_of_real_patches(toy_brain_config: Make, toy_brain_samples: MakeSamples) -> None:
-    """Rebuilt rows lie exactly where their images do; how far the mapping is astray falls; random rows keep their places."""
-    config, samples = toy_brain_config(gan={"warmup_steps": 60, "warmup_learning_rate": 0.01}), toy_brain_samples()
-    trainer = GanTrainer(config, {}, CPU)
-    real, values = draw_real(samples, config, 0, trainer.rows)
-    where, known = trainer.generator.place_slice, values["position"] / 80
-    assert where is not None
-    styles = torch.randn(len(known) + 2, trainer.generator.latent_dim)
-    placed, astray = trainer._at_known_places(styles, values)
-    torch.testing.assert_close(placed[2:, where], known)
-    assert torch.equal(placed[:2], styles[:2])
-    torch.testing.assert_close(astray, (styles[2:, where] - known).abs().mean())
-    first = trainer.step(real, 0, values)["place_l1"]
-    for step in range(1, 60):
-        last = trainer.step(real, step, values)["place_l1"]
-    assert last < 0.5 * first

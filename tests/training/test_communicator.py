@@ -15,8 +15,9 @@ from normscape.config import Config
 from normscape.datasets.samples import SampleSet
 from normscape.networks.auxiliary import AuxiliaryNetwork
 from normscape.networks.layers import minibatch_deviation
+from normscape.training.batches import draw_real
 from normscape.training.communicator import Communicator, ProcessGroup, share
-from normscape.training.gan import GanTrainer, draw_real
+from normscape.training.gan import GanTrainer
 
 PHASES = ("discriminator", "r1", "generator", "path length")
 

@@ -12,7 +12,8 @@ from normscape.config import Config
 from normscape.datasets.samples import SampleSet
 from normscape.errors import CheckpointError
 from normscape.networks.auxiliary import AuxiliaryNetwork
-from normscape.training.gan import GanTrainer, draw_real, train_gan
+from normscape.training.batches import draw_real
+from normscape.training.gan import GanTrainer, train_gan
 from normscape.training.recorder import SilentRecorder
 
 CPU = torch.device("cpu")

@@ -22,7 +22,8 @@ from normscape.losses.reconstruction import perceptual_features
 from normscape.networks.auxiliary import AuxiliaryNetwork, freeze
 from normscape.networks.controller import Controller
 from normscape.networks.generator import Generator, draw_latents
-from normscape.training.gan import GanTrainer, draw_masks, draw_real
+from normscape.training.batches import draw_masks, draw_real
+from normscape.training.gan import GanTrainer
 from normscape.training.seeding import seeded
 
 FAST, REFERENCE = "fast", "reference"

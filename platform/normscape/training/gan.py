@@ -30,16 +30,14 @@ from normscape.networks.auxiliary import AuxiliaryNetwork, freeze
 from normscape.networks.discriminator import Discriminator
 from normscape.networks.encoder import Encoder
 from normscape.networks.generator import Generator, NoiseSource, draw_latents
-from normscape.networks.values import centred_value
 from normscape.training.atlas import start_atlas
+from normscape.training.batches import draw_masks, draw_real
 from normscape.training.checkpoint import TrainingState
 from normscape.training.communicator import Communicator, share
 from normscape.training.observer import GanObserver
+from normscape.training.reconstruction import PLACE_WEIGHT, at_known_places, drop_codes
 from normscape.training.recorder import Recorder
 from normscape.training.seeding import seeded
-
-PLACE_WEIGHT = 10.0
-"""Weight of the distance between the place that the mapping gives a real patch and its true one, as a share of half the range."""
 
 
 def lazy_adam(parameters: list[Tensor], learning_rate: float, interval: int, *, lazy: bool) -> torch.optim.Adam:
@@ -187,7 +185,7 @@ class GanTrainer:
         if self.encoder is not None:
             assert real is not None, "reconstruction needs real images"
             assert values is not None, "reconstruction needs the images' known values"
-            z.append(self._with_dropped_codes(self.encoder(real, values), random))
+            z.append(self._codes(real, values, random))
         parts, batch = len(z), settings.batch_size
         rows = torch.cat([self.rows + i * batch for i in range(parts)])
         styles = self.generator.mapping(torch.cat(z))
@@ -195,7 +193,8 @@ class GanTrainer:
         measured: dict[str, Tensor] = {}
         if rebuild and self.generator.position is not None:
             assert values is not None
-            styles, astray = self._at_known_places(styles, values)
+            styles, astray = at_known_places(self.generator, styles, values)
+            astray = self._mean(astray)
             losses.append(PLACE_WEIGHT * astray)
             measured["place_l1"] = astray.detach()
         images = self.generator.synthesize(styles, self._noise(random, parts * batch, rows)).chunk(parts)
@@ -219,30 +218,14 @@ class GanTrainer:
         self.discriminator.requires_grad_(True)
         return measured
 
-    def _at_known_places(self, styles: Tensor, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Styles whose last rows, those of real images, lie exactly where these do, and how far astray the mapping had put them.
-
-        The mapping learns places from these rows, so that random latents find places where there are brains.
-        """
-        position, where = self.generator.position, self.generator.place_slice
-        assert position is not None
-        assert where is not None
-        known = centred_value(position, values[position.name])
-        free, own = styles[: -len(known)], styles[-len(known) :]
-        astray = self._mean((own[:, where] - known).abs().mean())
-        placed = torch.cat([own[:, : where.start], known, own[:, where.stop :]], dim=1)
-        return torch.cat([free, placed]), astray
-
-    def _with_dropped_codes(self, z: Tensor, random: torch.Generator) -> Tensor:
-        """Some rows with zeros for all that comes from the image: those are rebuilt from their known values alone."""
-        share = self.config.gan.code_dropout
-        if share == 0:
+    def _codes(self, real: Tensor, values: Mapping[str, Tensor], random: torch.Generator) -> Tensor:
+        """The encoder's latents of this worker's real images, some with nothing but what is known of them."""
+        assert self.encoder is not None
+        z, share_dropped = self.encoder(real, values), self.config.gan.code_dropout
+        if share_dropped == 0:
             return z
-        dropped = (torch.rand(self.config.gan.batch_size, generator=random) < share)[self.rows].to(z.device)
-        keep = torch.ones(z.shape[1], device=z.device)
-        for name in self.encoder.seen if self.encoder is not None else ():
-            keep[self.generator.subspace_slice(name)] = 0.0
-        return torch.where(dropped[:, None], z * keep, z)
+        dropped = (torch.rand(self.config.gan.batch_size, generator=random) < share_dropped)[self.rows]
+        return drop_codes(self.generator, z, self.encoder.seen, dropped.to(z.device))
 
     def _contrastive(self, fake: Tensor) -> tuple[Tensor, dict[str, ContrastiveTerm]]:
         """The loss of the whole global batch; its gradient reaches this worker's rows only."""
@@ -326,38 +309,6 @@ class GanTrainer:
             self.communicator.sum([p.grad for p in parameters if p.grad is not None])
         for optimizer in optimizers:
             optimizer.step()
-
-
-def real_index(samples: SampleSet, config: Config, step: int) -> Tensor:
-    """Which samples make the random batch of real images for a step, `(B,)`."""
-    return torch.randint(len(samples), (config.gan.batch_size,), generator=seeded(config.seed, "gan", "real", step))
-
-
-def draw_real(samples: SampleSet, config: Config, step: int, rows: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-    """Some rows of the random batch of real images for a step, augmented by their source, and their known values.
-
-    All rows are drawn before some are chosen: the augmentation's random numbers are those of the global batch.
-
-    Args:
-        samples: training images.
-        config: batch size, seed and attributes.
-        step: counted from 0.
-        rows: rows of the global batch; all when empty.
-
-    Returns:
-        Images `(b, C, *S)` in [-1, 1], and value attributes to `(b, D)` in their units.
-    """
-    rows = torch.arange(config.gan.batch_size) if rows is None else rows
-    index = real_index(samples, config, step)
-    images, columns = samples.draw(index, seeded(config.seed, "gan", "augmentation", step))
-    values = {a.name: columns[a.column][rows] for a in config.value_attributes if a.column in columns}
-    return images[rows], values
-
-
-def draw_masks(samples: SampleSet, config: Config, step: int, rows: Tensor | None = None) -> Tensor | None:
-    """What counts in the images of `draw_real`, `(b, 1, *S)`; None when everything does."""
-    index = real_index(samples, config, step)
-    return samples.masks(index if rows is None else index[rows])
 
 
 def train_gan(
