@@ -141,3 +141,16 @@ def test_learning_rate_schedule() -> None:
     assert rates[50] == pytest.approx(0.1)
     assert 0 < rates[-1] < 0.001
     assert all(a >= b for a, b in itertools.pairwise(rates[4:]))
+
+
+def test_known_conditions_can_have_the_encoders_styles(toy_config: Callable[..., Config]) -> None:
+    """Those that the encoder gives any image with this value; generated images keep the controllers'."""
+    settings = {"gan": {"reconstruction_weight": 1.0}}
+    plain = make(toy_config(**settings))
+    encoded = make(toy_config(controllers={"conditions": "encoder"}, **settings))
+    values = {"angle": torch.rand(6, 1) * 90}
+    assert encoded.encoder is not None
+    w = encoded.generator.mapping(encoded.encoder(torch.rand(6, 3, 8, 8), values))
+    torch.testing.assert_close(encoded.encode(values)["angle"], w[:, encoded.generator.subspace_slice("angle")])
+    torch.testing.assert_close(plain.encode(values)["angle"], plain.controllers["angle"](values["angle"]))
+    torch.testing.assert_close(encoded.controllers["angle"](values["angle"]), plain.controllers["angle"](values["angle"]))

@@ -133,8 +133,11 @@ class Config(Section):
             problems.append(("generator.atlas_channels", message))
         if self.projection.start == "encoder" and not self.gan.reconstruction_weight:
             problems.append(("projection.start", "encoder needs gan.reconstruction_weight above 0, or there is no encoder"))
-        if self.controllers.source == "encoder" and not self.gan.reconstruction_weight:
-            problems.append(("controllers.source", "encoder needs gan.reconstruction_weight above 0, or there is no encoder"))
+        for name in ("source", "conditions"):
+            if getattr(self.controllers, name) == "encoder" and not self.gan.reconstruction_weight:
+                problems.append(
+                    (f"controllers.{name}", "encoder needs gan.reconstruction_weight above 0, or there is no encoder")
+                )
         if self.projection.perceptual in ("efficientnet_lite0", "vgg16") and (self.dims, self.image_channels) != (2, 3):
             found = f"found dims {self.dims}, image_channels {self.image_channels}"
             problems.append(("projection.perceptual", f"{self.projection.perceptual} sees 2D images of 3 channels only, {found}"))

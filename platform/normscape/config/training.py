@@ -100,7 +100,11 @@ class ControllerConfig(Section):
 
     source: Literal["generated", "encoder"] = "generated"
     """`generated`: learnt from styles of generated images and the values that the auxiliary network reads from them, as in the
-    thesis. `encoder`: what the encoder, which has seen true values, makes of a value; the next seven keys are then unused."""
+    thesis. `encoder`: what the encoder, which has seen true values, makes of a value;
+    the seven keys from `samples` to `lr_multiplier` are then unused."""
+    conditions: Literal["controllers", "encoder"] = "controllers"
+    """Whose styles the known conditions of a projected image have: those of the controllers, as in the thesis, or of the encoder,
+    beyond it. Generated images have those of the controllers."""
     samples: PositiveInt = 32_000
     """N_s: generated images with predicted attributes."""
     epochs: PositiveInt = 100

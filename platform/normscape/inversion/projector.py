@@ -16,7 +16,7 @@ from normscape.losses.masked import as_mask, neighbourhoods, resampled, weighted
 from normscape.losses.reconstruction import Features, feature_distances, feature_residuals, pixel_residual
 from normscape.losses.similarity import structural_similarity
 from normscape.networks.auxiliary import AuxiliaryNetwork, output_distance
-from normscape.networks.controller import Controller
+from normscape.networks.controller import Controller, EncodedController
 from normscape.networks.discriminator import Discriminator
 from normscape.networks.encoder import Encoder
 from normscape.networks.generator import Generator
@@ -63,7 +63,7 @@ class Projector:
         features: feature network of the perceptual loss.
         auxiliaries: attribute name to frozen network; their outputs are compared too.
         discriminator: frozen; its feature maps are compared too.
-        encoder: frozen; gives the start when the configuration says so.
+        encoder: frozen; gives the start when the configuration says so, and the styles of known conditions.
         normals: usual residuals at each place, where positions are known; residuals are then compared with them, too.
     """
 
@@ -90,12 +90,15 @@ class Projector:
         self.place = None if config.position is None else config.position.name
         self.space = {name: part.to(self.device) for name, part in space.items()}
         self.free = tuple(name for name in generator.subspaces if name not in controllers)
+        self.conditions = dict(controllers)
+        if config.controllers.conditions == "encoder" and encoder is not None:
+            self.conditions = {a.name: EncodedController.of(a, config, encoder, generator) for a in config.value_attributes}
         self.radii = {name: self.settings.radius or self.space[name].radius(self.settings.radius_quantile) for name in self.free}
 
     def encode(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Known conditions `(B, D)` in their units to style sub-vectors `(B, d)`."""
         with torch.no_grad():
-            return {name: controller(values[name].to(self.device)) for name, controller in self.controllers.items()}
+            return {name: controller(values[name].to(self.device)) for name, controller in self.conditions.items()}
 
     def styles(self, coordinates: Mapping[str, Tensor], encoded: Mapping[str, Tensor]) -> Tensor:
         """Assemble `(B, R, W)` styles from whitened coordinates `(B, R, d)` and encoded conditions `(B, d)`."""

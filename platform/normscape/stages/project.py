@@ -168,7 +168,7 @@ def _rotate(config: Config, projector: Projector, rows: Sequence[int], folder: P
     span = attribute.value_max - attribute.value_min
     value = attribute.value_min + span / 3
     moved = torch.full_like(values[attribute.name], value)
-    images = projector.generator.synthesize(with_value(projector.generator, projector.controllers[attribute.name], styles, moved))
+    images = projector.generator.synthesize(with_value(projector.generator, projector.conditions[attribute.name], styles, moved))
     np.save(folder / "rotated.npy", to_uint8(images).cpu().numpy())
     described = {"rows": list(rows), "attribute": attribute.name, "value": value, "unit": attribute.unit}
     write_json(folder / "rotated.json", described)
