@@ -29,6 +29,8 @@ from pathlib import Path
 
 BIN = Path(sys.executable).parent
 PATIENCE_SECONDS = 180.0
+OTHER_TOKEN = "RAY_AUTH_TOKEN"
+"""A token in the environment would go before the one in our file."""
 STOP_SECONDS = 60.0
 
 
@@ -109,7 +111,7 @@ def start(given: argparse.Namespace) -> None:
         stop(folder)
         raise
     lines = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in state.environment.items())
-    write_private(folder / "environment", lines)
+    write_private(folder / "environment", f"unset {OTHER_TOKEN}\n{lines}")
     print(f"MLflow keeps runs in {store}" + (f" ({reason})" if reason else ""))
     show(folder)
 
@@ -233,9 +235,10 @@ def launch(
     stop_signal: int = signal.SIGTERM,
 ) -> subprocess.Popen[bytes]:
     """Start a process in a session of its own, so that Ctrl-C here does not reach it, and note it at once."""
+    inherited = {key: value for key, value in os.environ.items() if key != OTHER_TOKEN}
     with log.open("wb") as file:
         process = subprocess.Popen(
-            command, env=os.environ | environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
+            command, env=inherited | environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
         )
     state.processes.append(Process(name, process.pid, start_time(process.pid), stop_signal))
     write_state(folder, state)

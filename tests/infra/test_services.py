@@ -22,6 +22,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "infra" / "services.py"
+SHELL = {"OMP_NUM_THREADS": "1", "RAY_AUTH_TOKEN": "that of another cluster"}
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +38,9 @@ def services() -> ModuleType:
 
 
 def call(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """The script as a process; its servers compute on one thread."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    """The script as a process, from a shell that still has another cluster's token; its servers compute on one thread."""
     return subprocess.run(
-        [sys.executable, SCRIPT, *arguments], env=environment, capture_output=True, text=True, timeout=500, check=False
+        [sys.executable, SCRIPT, *arguments], env=os.environ | SHELL, capture_output=True, text=True, timeout=500, check=False
     )
 
 
@@ -143,7 +143,7 @@ def test_services_start_for_their_owner_alone_and_stop_without_touching_others(r
     driver = "import ray; ray.init(address='auto', log_to_driver=False); print('AT', ray.nodes()[0]['NodeManagerAddress'])"
     joined = subprocess.run(
         ["sh", "-c", f'. {folder / "environment"}; exec {sys.executable} -c "{driver}"'],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | SHELL,
         capture_output=True,
         text=True,
         timeout=200,
