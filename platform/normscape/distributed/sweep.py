@@ -106,7 +106,7 @@ def run_sweep(
         known = read_trials(folder)
         tracker = SweepTracker(sweep, config, folder, tracking_uri) if tracking_uri else None
         if tracker is not None:
-            tracker.start()
+            tracker.start(known)
         run_id = tracker.run_id if tracker is not None else None
         watcher = _Watcher(folder, known, search, tracker, say)
         ended: Any = "FAILED"

@@ -10,7 +10,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -55,8 +55,12 @@ class SweepTracker:
         self._children: dict[str, str] = {}  # trial key -> run id
         self._steps: dict[str, int] = {}  # trial key -> newest step in the store
 
-    def start(self) -> str | None:
+    def start(self, known: Sequence[Trial] = ()) -> str | None:
         """Open the store and begin or continue the parent run, before any trial starts.
+
+        Args:
+            known: trials of earlier attempts. Where one has ended and the store has not heard of it, it hears of it now: the
+                driver was killed in between, or recorded elsewhere.
 
         Returns:
             Its id; None when the store cannot be reached.
@@ -64,11 +68,11 @@ class SweepTracker:
         with self._guarded("cannot be used; the sweep goes on without it"):
             client = open_client(self.tracking_uri)
             self._experiment_id = _experiment(client, self.config.name, self.tracking_uri)
-            known = read_json(self._note).get(without_password(self.tracking_uri), {})
-            parent = known.get("parent")
+            noted = read_json(self._note).get(without_password(self.tracking_uri), {})
+            parent = noted.get("parent")
             if parent and _exists(client, parent):
                 client.update_run(parent, status="RUNNING")
-                self._children = {key: run for key, run in known.get("trials", {}).items() if _exists(client, run)}
+                self._children = {key: run for key, run in noted.get("trials", {}).items() if _exists(client, run)}
             else:
                 name = f"sweep {self.sweep.name}-{sweep_digest(self.sweep, self.config)[:8]}"
                 parent = client.create_run(self._experiment_id, run_name=name, tags=self._tags()).info.run_id
@@ -78,6 +82,13 @@ class SweepTracker:
                     client.log_param(parent, name, json.dumps(value)[:MAX_PARAM_LENGTH])
             self._client, self.run_id = client, parent
             self._keep()
+        for trial in known:
+            if trial.status != "running" and self._is_open(trial):
+                self.trial_started(trial)
+                for report in trial.reports:
+                    self.trial_reported(trial, report)
+                self.trial_ended(trial)
+        with self._guarded("lost the end of trials that were cut off"):
             self._kill_left()
         return self.run_id
 
@@ -142,9 +153,17 @@ class SweepTracker:
             self._client.set_terminated(self.run_id, status=status)
         self._client = None
 
+    def _is_open(self, trial: Trial) -> bool:
+        """Whether the store has no run of this trial, or one that says that it runs."""
+        run_id = self._children.get(trial.key)
+        with self._guarded(f"cannot tell of trial {trial.number}"):
+            return self._client is not None and (run_id is None or self._client.get_run(run_id).info.status == "RUNNING")
+        return False
+
     def _kill_left(self) -> None:
         """Runs that say they run, though no trial does: their process was killed, or stopped with the sweep."""
-        assert self._client is not None
+        if self._client is None:
+            return
         for run_id in self._children.values():
             if self._client.get_run(run_id).info.status == "RUNNING":
                 self._client.set_terminated(run_id, status="KILLED")
