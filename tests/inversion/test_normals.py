@@ -76,11 +76,11 @@ def test_what_is_usual_is_one_and_more_is_told(normals: Normals, fields: tuple[T
     odd = usual.clone()
     odd[..., 2:6, 2:6, 2:6] += 0.4
     place = positions(corner)
-    found, more = (normals.excess("encoded", part, place, None) for part in (usual, odd))
+    found, more = (normals.excess("encoded", part, part, place, None) for part in (usual, odd))
     assert found["z"].mean() == pytest.approx((2 / np.pi) ** 0.5, rel=0.1)
     assert found["z"].std() < 0.1
     assert (more["z4"] > found["z4"]).float().mean() > 0.95
-    alone = normals.excess("encoded", odd[5:6], place[5:6], None)
+    alone = normals.excess("encoded", odd[5:6], odd[5:6], place[5:6], None)
     for name, value in more.items():
         assert value[5] == pytest.approx(alone[name].item(), rel=1e-5)
 
@@ -92,10 +92,10 @@ def test_masks_and_borders(normals: Normals) -> None:
     mask[0, ..., 4:] = False
     mask[2] = False
     place = positions(torch.tensor([[3, 3, 3], [-6, 18, 30], [3, 3, 3]]))
-    first = normals.excess("encoded", residual, place, mask)
+    first = normals.excess("encoded", residual, residual, place, mask)
     changed = residual.clone()
     changed[0, ..., 4:] = 9.0
-    second = normals.excess("encoded", changed, place, mask)
+    second = normals.excess("encoded", changed, changed, place, mask)
     for name, value in first.items():
         assert torch.isfinite(value).all()
         assert value[0] == second[name][0]
@@ -129,7 +129,8 @@ def test_kept_in_a_file(normals: Normals, tmp_path: Path) -> None:
     read = Normals.from_tensors(load_file(tmp_path / "normals.safetensors"))
     residual, place = torch.ones(2, 1, SIDE, SIDE, SIDE), positions(random_corners(2, 5))
     assert torch.equal(
-        read.excess("encoded", residual, place, None)["z3"], normals.excess("encoded", residual, place, None)["z3"]
+        read.excess("encoded", residual, residual, place, None)["z3"],
+        normals.excess("encoded", residual, residual, place, None)["z3"],
     )
 
 

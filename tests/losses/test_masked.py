@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from normscape.losses.masked import as_mask, neighbourhoods, resampled, weighted_mean, within, worst, worst_share
+from normscape.losses.masked import QUIET, as_mask, neighbourhoods, resampled, weighted_mean, within, worst, worst_share
 from normscape.losses.reconstruction import feature_residuals, pixel_residual
 
 
@@ -76,6 +76,22 @@ def test_neighbourhoods_average_what_is_in_the_brain() -> None:
     assert share is not None
     assert means.view(3, 3)[0].tolist() == pytest.approx([0.0, 0.5, 1.0], abs=1e-5)
     assert share.view(3, 3)[0].tolist() == [1.0, 1.0, 0.5]
+
+
+def test_what_lies_in_a_texture_weighs_less() -> None:
+    """At a standard deviation of QUIET half; in a flat place whole; what lies outside of the mask is no texture."""
+    difference, texture = torch.full((1, 2, 4, 8), 0.5), torch.zeros(1, 2, 4, 8)
+    texture[..., :4] = torch.tensor([QUIET, -QUIET]).repeat(2)  # the left half; both channels
+    means, _ = neighbourhoods(difference, 4, texture=texture)
+    assert means[0, [0, 4]].tolist() == pytest.approx([0.25, 0.5], abs=1e-5)
+    mask = torch.ones(1, 1, 4, 8, dtype=torch.bool)
+    mask[..., 4:] = False
+    texture[..., 4:] = 9.0
+    masked, share = neighbourhoods(difference * mask, 4, mask, texture=texture)
+    assert share is not None
+    inside = share[0] > 0
+    assert masked[0, inside].max() <= 0.5
+    assert masked[0, 0].item() == pytest.approx(0.25, abs=1e-5)
 
 
 def test_masks_of_any_type_become_booleans() -> None:

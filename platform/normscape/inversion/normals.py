@@ -70,15 +70,17 @@ class Normals:
         mean, std = ({kind: tensors[f"{name}/{kind}"] for kind in kinds} for name in ("mean", "std"))
         return cls(mean, std, tensors["frame"])
 
-    def excess(self, kind: str, residual: Tensor, position: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
+    def excess(self, kind: str, residual: Tensor, images: Tensor, position: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
         """By how much residuals exceed the usual ones, one value a sample `(B,)`.
 
         - `z`: mean absolute difference from the usual residual, in standard deviations of it;
-        - `z8`, `z5`, `z4`, `z3`: the worst neighbourhood of that fraction of the side, differences of opposite sign cancelling.
+        - `z8`, `z5`, `z4`, `z3`: the worst neighbourhood of that fraction of the side, differences of opposite sign cancelling;
+        - `z8_flat`, `z5_flat`, `z4_flat`, `z3_flat`: the same, less where the image itself varies within the neighbourhood.
 
         Args:
             kind: of reconstruction.
             residual: image less reconstruction `(B, 1, *S)`.
+            images: `(B, 1, *S)` in [-1, 1].
             position: of the patches' middles, millimetres `(B, 3)`.
             mask: what counts, boolean `(B, 1, *S)`; everything when empty.
         """
@@ -89,6 +91,7 @@ class Normals:
         found = {"z": weighted_mean(z.abs().flatten(1), inside.flatten(1))}
         for part in FRACTIONS:
             found[f"z{part}"] = worst(*neighbourhoods(z, max(2, side // part), inside))
+            found[f"z{part}_flat"] = worst(*neighbourhoods(z, max(2, side // part), inside, texture=images))
         return found
 
     def excess_map(self, kind: str, residual: Tensor, position: Tensor, mask: Tensor | None) -> Tensor:

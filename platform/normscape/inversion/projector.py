@@ -228,6 +228,8 @@ class Projector:
           neighbourhood of an eighth of the side.
         - `patch8`, `patch5`, `patch4`: the worst neighbourhood of an eighth, a fifth and a quarter of the side, where differences
           of opposite sign cancel: a shifted edge leaves little, a foreign patch all of it.
+        - `flat8`, `flat5`, `flat4`: the same, less where the image itself varies within the neighbourhood (by
+          `losses.masked.QUIET`): at edges and in textures reconstructions go astray, whatever the health.
         - `peak8`: `patch8` against the mean over all neighbourhoods: how local the difference is, whatever its size.
         - `atlas_z...`, `conditions_z...`, `encoded_z...`: of the reconstructions that need no optimisation, against what is usual
           for normal patches at the same place, see `normscape.inversion.normals`; where positions are known.
@@ -265,12 +267,14 @@ class Projector:
             "patch4": worst(*neighbourhoods(signed, quarter, mask)),
             "peak8": peak8 / (weighted_mean(patch8, share8) + 1e-6),
         }
+        for part, side in ((8, eighth), (5, fifth), (4, quarter)):
+            result[f"flat{part}"] = worst(*neighbourhoods(signed, side, mask, texture=images))
         if images.ndim == 5 or self.settings.perceptual == "ssim":
             result["ssim"] = 1 - structural_similarity(rebuilt, images, mask)
         if self.normals is not None and self.place is not None:
             for kind in self.unoptimised:
                 left = images - within(self.rebuilt_at_start(kind, images, values), images, mask)
-                found = self.normals.excess(kind, left, values[self.place], mask)
+                found = self.normals.excess(kind, left, images, values[self.place], mask)
                 result |= {f"{kind}_{name}": value for name, value in found.items()}
         maps = {"feature": (self.features(rebuilt), target)}
         if self.discriminator is not None:

@@ -15,6 +15,8 @@ from torch import Tensor
 
 INSIDE = 0.5
 """A coarse place or a neighbourhood counts as brain above this share."""
+QUIET = 0.15
+"""Standard deviation of a texture, in units of the images in [-1, 1], that halves the weight of a difference in it."""
 _TINY = 1e-6
 
 
@@ -62,20 +64,31 @@ def resampled(mask: Tensor | None, sides: Sequence[int]) -> Tensor | None:
     return F.adaptive_avg_pool3d(shares, (sides[0], sides[1], sides[2])).flatten(1)
 
 
-def neighbourhoods(difference: Tensor, side: int, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+def neighbourhoods(
+    difference: Tensor, side: int, mask: Tensor | None = None, *, texture: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
     """Mean over every neighbourhood of this side: its length over the channels (RMS), so that a foreign colour counts whole.
 
     Args:
         difference: `(B, C, *S)`, zero outside of the mask.
         side: of a neighbourhood.
         mask: `(B, 1, *S)`.
+        texture: `(B, C, *S)`: means are divided by 1 + s / QUIET, s its standard deviation in the neighbourhood (RMS over the
+            channels).
 
     Returns:
         Means over what lies under the mask, and the share of it, `(B, places)` each.
     """
     pool = F.avg_pool2d if difference.ndim == 4 else F.avg_pool3d
-    means = pool(difference, kernel_size=side, stride=1).square().mean(1).sqrt().flatten(1)
-    if mask is None:
-        return means, None
-    share = pool(mask.float(), kernel_size=side, stride=1).flatten(1)
-    return means / share.clamp(min=_TINY), share
+    share = None if mask is None else pool(mask.float(), kernel_size=side, stride=1)
+
+    def mean(x: Tensor) -> Tensor:
+        pooled = pool(x, kernel_size=side, stride=1)
+        return pooled if share is None else pooled / share.clamp(min=_TINY)
+
+    found = mean(difference).square().mean(1).sqrt()
+    if texture is not None:
+        seen = texture if mask is None else texture * mask
+        variance = (mean(seen.square()) - mean(seen).square()).clamp(min=0)
+        found = found / (1 + variance.mean(1).sqrt() / QUIET)
+    return found.flatten(1), None if share is None else share.flatten(1)

@@ -128,7 +128,7 @@ STAGES: tuple[Stage, ...] = (
         "project",
         ("projection",),
         ("prepare", "auxiliary", "gan", "controllers", "latents", "normals"),
-        version=3,
+        version=4,
         module="normscape.stages.project",
     ),
     Stage("score", ("scoring",), ("project",), version=2, module="normscape.stages.score"),
