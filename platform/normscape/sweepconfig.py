@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
-from normscape.config import Config, GanConfig, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
+from normscape.config import Config, FeatureSet, GanConfig, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
 from normscape.configdoc import describe
 from normscape.configio import Problem, digest, fail, load_config, read_settings, validate_config
 from normscape.errors import ConfigError
@@ -98,8 +98,8 @@ class ForestSpace(Section):
     """Numbers of trees."""
     min_samples_leaf: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1,)
     """Smallest leaves."""
-    features: Annotated[tuple[Literal["thesis", "residuals"], ...], Field(min_length=1)] = ("thesis", "residuals")
-    """Feature sets, see `scoring.features`."""
+    features: Annotated[tuple[FeatureSet, ...], Field(min_length=1)] = ("thesis", "residuals")
+    """Feature sets, see `scoring.features`; `flat` can be named, too."""
 
 
 class ForestSweep(SweepSection):

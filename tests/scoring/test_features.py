@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from normscape.errors import DataError
-from normscape.scoring.features import evidence_columns, feature_columns, other_residuals, read_projections
+from normscape.scoring.features import evidence_columns, feature_columns, feature_sets, read_projections
 
 LENGTHS = [f"length/{name}/{side}" for name in ("identity", "other") for side in (4, 8, 16, 32, 64)]
 NAMES = ["sample_id", "angle_degrees", *LENGTHS, "residual_l1", "residual_l2", "residual_recognition", "blot_contrast"]
@@ -28,7 +28,21 @@ def test_thesis_features_are_ten_at_32_pixels() -> None:
 
 def test_residuals_add_every_other_residual() -> None:
     assert feature_columns(NAMES, "residuals", ["angle_degrees"])[12:] == ["residual_l2", "residual_recognition"]
-    assert other_residuals(NAMES) == ["residual_l2", "residual_recognition"]
+    assert feature_sets(NAMES) == ["thesis", "residuals"]
+    assert feature_sets([n for n in NAMES if n not in ("residual_l2", "residual_recognition")]) == ["thesis"]
+
+
+def test_residuals_of_flat_places_are_a_set_of_their_own() -> None:
+    """They tell of blots of one colour: only who asks for them gets them."""
+    flat = ["residual_flat8", "residual_atlas_z5_flat"]
+    names = [*NAMES, *flat, "residual_inflated"]
+    assert feature_sets(names) == ["thesis", "residuals", "flat"]
+    residuals = feature_columns(names, "residuals", ["angle_degrees"])
+    assert not set(flat) & {*residuals, *feature_columns(names, "thesis", ["angle_degrees"])}
+    assert "residual_inflated" in residuals
+    assert set(feature_columns(names, "flat", ["angle_degrees"])) == {*residuals, *flat}
+    assert not set(flat) & set(evidence_columns(names, "residuals"))
+    assert set(flat) <= set(evidence_columns(names, "flat"))
 
 
 def test_vector_valued_conditions_keep_all_components() -> None:
@@ -37,7 +51,7 @@ def test_vector_valued_conditions_keep_all_components() -> None:
 
 
 def test_evidence_holds_no_condition_and_no_truth() -> None:
-    assert evidence_columns(NAMES) == [*LENGTHS, "residual_l1", "residual_l2", "residual_recognition"]
+    assert evidence_columns(NAMES, "residuals") == [*LENGTHS, "residual_l1", "residual_l2", "residual_recognition"]
 
 
 def test_missing_features_are_all_named() -> None:

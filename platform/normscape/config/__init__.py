@@ -6,7 +6,7 @@ field here. Reading files, ``--set`` overrides and error messages live in :mod:`
 
 from normscape.config.attributes import POSITION_COLUMN, AttributeConfig, AuxiliaryConfig
 from normscape.config.data import AugmentationConfig, DataConfig
-from normscape.config.evaluation import BrainsConfig, NormalsConfig, ProjectionConfig, ScoringConfig
+from normscape.config.evaluation import BrainsConfig, FeatureSet, NormalsConfig, ProjectionConfig, ScoringConfig
 from normscape.config.experiment import Config, ConfigProblems
 from normscape.config.fields import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
 from normscape.config.training import (
@@ -30,6 +30,7 @@ __all__ = [
     "DataConfig",
     "DiscriminatorConfig",
     "EncoderConfig",
+    "FeatureSet",
     "Fraction",
     "GanConfig",
     "GeneratorConfig",

@@ -9,6 +9,9 @@ from pydantic import Field, model_validator
 
 from normscape.config.fields import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
 
+FeatureSet = Literal["thesis", "residuals", "flat"]
+"""Features of a forest; each set holds those before it. See `normscape.scoring.features`."""
+
 
 class NormalsConfig(Section):
     """What is usual at each place of the atlas; only for `data.source: brain`."""
@@ -69,8 +72,9 @@ class ProjectionConfig(Section):
 class ScoringConfig(Section):
     """Anomaly scores (thesis II.B.2, IV.A.3)."""
 
-    features: Literal["thesis", "residuals"] = "thesis"
-    """Features of the forest: `thesis` (lengths, conditions, L1); `residuals` adds the other residuals."""
+    features: FeatureSet = "thesis"
+    """Features of the forest: `thesis` (lengths, conditions, L1); `residuals` adds the other residuals; `flat` adds those that
+    weigh less where the image varies, which tell more of blots of one colour than of lesions with a texture."""
     max_depth: tuple[PositiveInt, ...] = (3, 5, 7, 9, 11, 13)
     """Grid of the forest's maximum depths."""
     n_estimators: tuple[PositiveInt, ...] = (100, 300)

@@ -7,7 +7,8 @@ import math
 _DETECTORS = {
     "l1": "L1 threshold",
     "forest": "random forest",
-    "forest_residuals": "forest with more residuals",
+    "forest_flat": "forest, flat places weighed",
+    "forest_residuals": "forest, all residuals",
     "forest_thesis": "forest, thesis's features",
     "atlas": "atlas threshold, no generator",
     "unsupervised": "unsupervised, no blots seen",

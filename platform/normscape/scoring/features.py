@@ -7,16 +7,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from normscape.config import FeatureSet
 from normscape.errors import DataError
-
-FeatureSet = Literal["thesis", "residuals"]
 
 LENGTH_PREFIX = "length/"
 RESIDUAL_PREFIX = "residual_"
@@ -72,7 +70,7 @@ def feature_columns(
     """Columns that the forest sees.
 
     `thesis`: every length (sub-space and resolution), the known conditions, the L1 residual: 12 for 64x64 chairs, 10 for 32x32.
-    `residuals`: those and every other residual.
+    `residuals`: those and every other residual, but for those weighed by how flat the image is. `flat`: these, too.
 
     Args:
         columns: names in the table.
@@ -95,19 +93,33 @@ def feature_columns(
     if missing:
         raise DataError(f"{path or 'table'}: columns missing for the features: {', '.join(missing)}; found {', '.join(columns)}")
     chosen = [*lengths, *conditions, L1_COLUMN]
-    if features == "residuals":
-        chosen += other_residuals(columns)
+    if features != "thesis":
+        chosen += [name for name in columns if _is_residual(name, flat=features == "flat") and name != L1_COLUMN]
     return chosen
 
 
-def other_residuals(columns: Sequence[str]) -> list[str]:
-    """Residual columns beside the L1 residual."""
-    return [name for name in columns if name.startswith(RESIDUAL_PREFIX) and name != L1_COLUMN]
+def feature_sets(columns: Sequence[str]) -> list[FeatureSet]:
+    """The sets that a table has columns for."""
+    found: list[FeatureSet] = ["thesis"]
+    if any(_is_residual(name, flat=False) and name != L1_COLUMN for name in columns):
+        found.append("residuals")
+    if any(_is_flat(name) for name in columns):
+        found.append("flat")
+    return found
 
 
-def evidence_columns(columns: Sequence[str]) -> list[str]:
-    """Columns of which a high value means abnormal: lengths and residuals, no conditions."""
-    return [name for name in columns if name.startswith((LENGTH_PREFIX, RESIDUAL_PREFIX))]
+def evidence_columns(columns: Sequence[str], features: FeatureSet) -> list[str]:
+    """Columns of which a high value means abnormal: lengths and residuals, no conditions; flat places in `flat` alone."""
+    return [name for name in columns if name.startswith(LENGTH_PREFIX) or _is_residual(name, flat=features == "flat")]
+
+
+def _is_residual(name: str, *, flat: bool) -> bool:
+    return name.startswith(RESIDUAL_PREFIX) and (flat or not _is_flat(name))
+
+
+def _is_flat(name: str) -> bool:
+    """Whether a residual weighs less where the image varies; see `Projector.residuals` and `Normals.excess`."""
+    return re.fullmatch(rf"{RESIDUAL_PREFIX}(flat\d+|.+_flat)", name) is not None
 
 
 def read_projections(path: Path) -> Projections:

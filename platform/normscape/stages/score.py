@@ -38,11 +38,10 @@ from normscape.scoring.features import (
     ATLAS_COLUMN,
     CALIBRATION,
     L1_COLUMN,
-    FeatureSet,
     Projections,
     evidence_columns,
     feature_columns,
-    other_residuals,
+    feature_sets,
     read_projections,
 )
 from normscape.scoring.forest import ForestDetector
@@ -131,12 +130,12 @@ def _fit_all(table: Projections, context: StageContext) -> dict[str, _Scored]:
         ("l1", [L1_COLUMN], ThresholdDetector),
         ("forest", feature_columns(names, scoring.features, values, path=table.path), forest),
     ]
-    if other_residuals(names):  # the other feature set as well: what the further residuals add is always on the table
-        other: FeatureSet = "residuals" if scoring.features == "thesis" else "thesis"
-        plan.append((f"forest_{other}", feature_columns(names, other, values, path=table.path), forest))
+    for other in feature_sets(names):  # the other feature sets as well: what each adds is always on the table
+        if other != scoring.features:
+            plan.append((f"forest_{other}", feature_columns(names, other, values, path=table.path), forest))
     if ATLAS_COLUMN in names:
         plan.append(("atlas", [ATLAS_COLUMN], ThresholdDetector))
-    plan.append(("unsupervised", evidence_columns(names), TailDetector))
+    plan.append(("unsupervised", evidence_columns(names, scoring.features), TailDetector))
 
     train, calibration = table.split == "train", table.split == CALIBRATION
     scored = {}
