@@ -62,13 +62,18 @@ def test_the_brain_pipeline_runs_to_its_page(
     excess = [
         name for name in table.columns if name.startswith(("residual_atlas_z", "residual_conditions_z", "residual_encoded_z"))
     ]
-    assert len(excess) == 15
+    assert len(excess) == 3 * (1 + 2 * 4)  # the mean, and four sizes of neighbourhoods, each also weighed by flatness
     assert np.isfinite(table[excess]).all(axis=None)
     assert "atlas" in set(pd.read_parquet(folders["score"] / "metrics.parquet")["detector"])
     blots = table[table["label"] == 1]
     assert blots["blot_radius_mm"].between(4, 8).all()
     assert np.isfinite(blots["blot_contrast"]).all()
     forest = json.loads((folders["score"] / "forest_thesis.json").read_text())
+    plain, flat = (
+        json.loads((folders["score"] / f"{name}.json").read_text())["features"] for name in ("forest_residuals", "forest")
+    )
+    assert {name for name in set(flat) - set(plain) if "flat" not in name} == set()
+    assert len(set(flat) - set(plain)) == 3 * 4 + 3
     coordinates = [f"position_mm_{i}" for i in range(3)]
     assert set(forest["features"]) >= {"age_years", *coordinates, "residual_l1", "length/identity/8"}
     page = (folders["report"] / "index.html").read_text()
