@@ -8,7 +8,7 @@ _DETECTORS = {
     "l1": "L1 threshold",
     "forest": "random forest",
     "forest_flat": "forest, flat places weighed",
-    "forest_residuals": "forest, all residuals",
+    "forest_residuals": "forest, plain residuals",
     "forest_thesis": "forest, thesis's features",
     "atlas": "atlas threshold, no generator",
     "unsupervised": "unsupervised, no blots seen",
