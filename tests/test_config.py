@@ -127,3 +127,25 @@ def test_brain_paper_is_literal() -> None:
     assert (config.projection.train_samples, config.projection.test_samples) == (2000, 1000)
     assert (config.projection.perceptual, config.projection.pixel_loss, config.projection.radius) == ("ssim", "l2", 3.0)
     assert (config.data.contrast_augmentation, config.data.background, config.data.max_background) == ("pca", "noise", 0.5)
+
+
+def _all_shipped() -> dict[str, Config]:
+    return {f"{path.parent.name}/{path.stem}": load_config(path) for path in sorted(CONFIGS.glob("[bc]*/*.yaml"))}
+
+
+def test_projection_starts_at_the_encoders_answer_wherever_an_encoder_is_trained() -> None:
+    """The literal configurations have none, and neither has chairs/gpu."""
+    shipped = _all_shipped()
+    assert len(shipped) == 8
+    at_the_mean = {name for name, config in shipped.items() if config.projection.start == "mean"}
+    assert at_the_mean == {"chairs/paper", "brain/paper", "chairs/gpu"}
+    assert at_the_mean == {name for name, config in shipped.items() if not config.gan.reconstruction_weight}
+
+
+def test_the_curve_is_drawn_everywhere_but_in_the_literal_configurations() -> None:
+    """The thesis's 1000 steps are in it, but for the demos, which have no time for that."""
+    for name, config in _all_shipped().items():
+        images, steps = config.projection.curve_images, config.projection.curve_steps
+        assert images == 0 if name.endswith("/paper") else 16 <= images <= 32, name
+        assert (steps < 1000) == name.endswith("/demo"), name
+        assert config.projection.stop_tolerance == 0, name

@@ -44,7 +44,15 @@ def tiny_settings() -> dict[str, object]:
         },
         "controllers": {"source": "generated", "samples": 256, "epochs": 60, "hidden": 16, "check_samples": 64},
         "latents": {"samples": 256},
-        "projection": {"train_samples": 40, "test_samples": 24, "calibration_samples": 16, "steps": 20, "batch_size": 8},
+        "projection": {
+            "train_samples": 40,
+            "test_samples": 24,
+            "calibration_samples": 16,
+            "steps": 20,
+            "batch_size": 8,
+            "curve_images": 4,
+            "curve_steps": 10,
+        },
         "scoring": {"n_estimators": [50], "max_depth": [3], "folds": 2, "bootstrap_samples": 100},
     }
 

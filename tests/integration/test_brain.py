@@ -40,7 +40,15 @@ def settings(root: Path) -> dict[str, object]:
         "controllers": {"samples": 128, "epochs": 5, "hidden": 16, "check_samples": 32},
         "latents": {"samples": 256},
         "normals": {"samples": 64},
-        "projection": {"train_samples": 32, "test_samples": 16, "calibration_samples": 8, "steps": 4, "batch_size": 16},
+        "projection": {
+            "train_samples": 32,
+            "test_samples": 16,
+            "calibration_samples": 8,
+            "steps": 4,
+            "batch_size": 16,
+            "curve_images": 4,
+            "curve_steps": 5,
+        },
         "scoring": {"n_estimators": [20], "max_depth": [3], "folds": 2, "bootstrap_samples": 50},
     }
 
@@ -64,6 +72,9 @@ def test_the_brain_pipeline_runs_to_its_page(
     ]
     assert len(excess) == 3 * (1 + 2 * 4)  # the mean, and four sizes of neighbourhoods, each also weighed by flatness
     assert np.isfinite(table[excess]).all(axis=None)
+    curve = pd.read_parquet(folders["project"] / "curve.parquet")
+    assert list(zip(curve["start"], curve["steps"], strict=True)) == [("encoder", 0), ("mean", 5)]
+    assert np.isfinite(curve["residual_l1"]).all()
     assert "atlas" in set(pd.read_parquet(folders["score"] / "metrics.parquet")["detector"])
     blots = table[table["label"] == 1]
     assert blots["blot_radius_mm"].between(4, 8).all()

@@ -30,6 +30,7 @@ STRIKES: list[tuple[str, str, signal.Signals]] = [
     ("controllers", "metrics.jsonl", signal.SIGKILL),
     ("latents", "stage.json", signal.SIGKILL),
     ("project", "shards/00004.parquet", signal.SIGKILL),
+    ("project", "curve.parquet", signal.SIGKILL),
     ("score", "progress.json", signal.SIGKILL),
     ("report", "stage.json", signal.SIGKILL),
 ]
@@ -63,7 +64,10 @@ def results(run: Path) -> dict[str, object]:
         name = str(path.relative_to(run))
         if path.name == "manifest.json":
             manifest = json.loads(path.read_text())
+            manifest["metrics"].pop("times_faster", None)
             found[name] = {k: v for k, v in manifest.items() if k not in ("seconds", "started", "finished", "code_version")}
+        elif path.name == "curve.parquet":
+            found[name] = pq.read_table(path).drop_columns(["seconds_per_image"])
         elif path.suffix == ".parquet":
             found[name] = pq.read_table(path)
         elif path.suffix == ".safetensors":

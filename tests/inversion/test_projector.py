@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 
 import pytest
 import torch
 
 from normscape.config import Config
-from normscape.inversion.projector import Projector, learning_rate
+from normscape.inversion.projector import Projector
 from normscape.inversion.style_space import WhitenedSubspace
 from normscape.networks.auxiliary import AuxiliaryNetwork, freeze
 from normscape.networks.controller import Controller
@@ -64,6 +63,28 @@ def test_a_batch_of_one_equals_a_batch_of_many(dims: int, toy_config: Callable[.
             torch.testing.assert_close(alone.coordinates[name][0], together.coordinates[name][i], atol=2e-3, rtol=1e-3)
         torch.testing.assert_close(alone.images[0], together.images[i], atol=2e-3, rtol=1e-3)
         torch.testing.assert_close(alone.residuals["residual_l1"][0], together.residuals["residual_l1"][i], atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_with_early_stops_a_batch_of_one_equals_a_batch_of_many(dims: int, toy_config: Callable[..., Config]) -> None:
+    """Each image stops by its own loss: the same steps and the same numbers, alone and among others that stop elsewhere."""
+    settings = {"steps": 40, "learning_rate": 0.2, "stop_tolerance": 0.05, "stop_window": 4}
+    torch.set_default_dtype(torch.float64)  # so that rounding decides about no stop
+    try:
+        projector = make(toy_config(dims=dims, projection=settings))
+        parts = projector.space.items()
+        projector.space = {n: WhitenedSubspace(p.mean.double(), p.components.double(), p.deviation.double()) for n, p in parts}
+        images, values, _ = own_images(projector, 4)
+        together = projector.project(images, values)
+        assert len(set(together.steps.tolist())) > 1
+        for i in range(4):
+            alone = projector.project(images[i : i + 1], {"angle": values["angle"][i : i + 1]})
+            assert alone.steps.tolist() == together.steps[i : i + 1].tolist()
+            for name in projector.free:
+                torch.testing.assert_close(alone.coordinates[name][0], together.coordinates[name][i], atol=1e-6, rtol=1e-6)
+            torch.testing.assert_close(alone.images[0], together.images[i], atol=1e-6, rtol=1e-6)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_an_image_of_the_generator_is_rebuilt(toy_config: Callable[..., Config]) -> None:
@@ -131,16 +152,6 @@ def test_length_penalty_is_the_formula(toy_config: Callable[..., Config]) -> Non
     u["identity"][0, 0, 0], u["identity"][0, 1, 0], u["other"][0, 0, 1] = 5.0, 2.0, -4.0
     assert projector.length_penalty(u).item() == pytest.approx(2.0 + 0.0 + 1.0, abs=1e-4)
     assert make(toy_config()).radii["identity"] != 3.0
-
-
-def test_learning_rate_schedule() -> None:
-    """Up, flat, down to nearly zero."""
-    rates = [learning_rate(step, 100, 0.1, 0.05, 0.25) for step in range(100)]
-    assert rates[0] == pytest.approx(0.02)
-    assert rates[4] == pytest.approx(0.1)
-    assert rates[50] == pytest.approx(0.1)
-    assert 0 < rates[-1] < 0.001
-    assert all(a >= b for a, b in itertools.pairwise(rates[4:]))
 
 
 def test_known_conditions_can_have_the_encoders_styles(toy_config: Callable[..., Config]) -> None:

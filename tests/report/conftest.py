@@ -64,6 +64,7 @@ def make_config(size: int = SIZE, **changes: Any) -> Config:
         "generator": {"channels": [8] * levels},
         "discriminator": {"channels": [8] * levels},
         "gan": {"steps": 8000},
+        "projection": {"curve_images": 16},
     }
     return validate_config(data | changes)
 
@@ -226,6 +227,14 @@ def _project(folder: Path, random: np.random.Generator, size: int, hues: list[An
     for i in np.flatnonzero(label):
         y, x = random.integers(2, size - 2, 2)
         images[i][:, (rows - y) ** 2 + (columns - x) ** 2 <= radius[i] ** 2] = random.integers(0, 255, (3, 1))
+    runs = [("encoder", steps, 16, 0.02 + 0.004 * steps) for steps in (0, 10, 50)]
+    runs += [("mean", steps, 1, 0.02 * steps) for steps in (30, 1000)]
+    start, steps, batch, seconds = zip(*runs, strict=True)
+    l1 = np.array([0.09, 0.07, 0.055, 0.12, 0.06])
+    write(
+        folder / "curve.parquet", start=start, steps=steps, batch=batch, seconds_per_image=seconds, residual_l1=l1,
+        residual_l1_low=0.9 * l1, residual_l1_high=1.1 * l1, images=[16] * len(runs), subjects=[5] * len(runs),
+    )  # fmt: skip
     np.save(folder / "inputs.npy", images)
     np.save(folder / "reconstructions.npy", rebuilt)
     chosen = [int(i) for s in ("train", "test") for k in (0, 1) for i in np.flatnonzero((split == s) & (label == k))[:3]]

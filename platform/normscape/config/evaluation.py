@@ -44,6 +44,11 @@ class ProjectionConfig(Section):
     """Share of the steps in which the learning rate rises linearly."""
     rampdown: Fraction = 0.25
     """Share of the steps in which the learning rate falls as a cosine."""
+    stop_tolerance: Fraction = 0.0
+    """An image whose mean reconstruction loss falls by less than this share from one window of `stop_window` steps to the next
+    goes into a ramp-down of its own and then leaves the batch. 0: every image takes all steps."""
+    stop_window: PositiveInt = 10
+    """Steps between two looks at whether an image still improves."""
     perceptual: Literal["recognition", "efficientnet_lite0", "vgg16", "ssim"] = "recognition"
     """Features of the perceptual loss: the recognition network, EfficientNet-Lite0 (`perceptual` extra), or a VGG16 file; `ssim`
     is the negative structural similarity that the thesis takes instead in 3D."""
@@ -61,6 +66,11 @@ class ProjectionConfig(Section):
     """Quantile of the chi distribution with the sub-space's dimension that serves as radius."""
     radius_weight: NonNegativeFloat = 1.0
     """Weight of the length penalty L_r."""
+    curve_images: NonNegativeInt = 0
+    """Normal images, of subjects that no network was trained on, for the curve of residual against time: from the encoder's
+    answer in batches, and from the mean style one at a time. 0: no curve."""
+    curve_steps: PositiveInt = 1000
+    """Most steps of the curve; 1000 are the thesis's. Fewer bound its time."""
 
     @model_validator(mode="after")
     def _check(self) -> ProjectionConfig:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import math
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from normscape.config import Config
+from normscape.inversion.descent import Coordinates, Goal, descend
 from normscape.inversion.normals import ATLAS, CONDITIONS, ENCODED, Normals
 from normscape.inversion.style_space import StyleSpace
 from normscape.losses.masked import as_mask, neighbourhoods, resampled, weighted_mean, within, worst, worst_share
@@ -31,22 +33,17 @@ class Projection:
         coordinates: free sub-space to whitened coordinates `(B, R, d)`, one vector a resolution.
         images: reconstructions `(B, C, *S)`.
         residuals: name to one value a sample `(B,)`.
+        steps: that each sample took, int64 `(B,)`; less than asked for where it stopped improving.
     """
 
-    coordinates: dict[str, Tensor]
+    coordinates: Coordinates
     images: Tensor
     residuals: dict[str, Tensor]
+    steps: Tensor
 
     def lengths(self) -> dict[str, Tensor]:
         """r^k: free sub-space to the lengths `(B, R)` of its whitened coordinates."""
         return {name: u.norm(dim=2) for name, u in self.coordinates.items()}
-
-
-def learning_rate(step: int, steps: int, peak: float, rampup: float, rampdown: float) -> float:
-    """Linear ramp-up, constant, cosine ramp-down (Karras et al. 2020, appendix D)."""
-    t = (step + 1) / steps
-    down = 0.5 - 0.5 * math.cos(math.pi * min(1.0, (1 - t + 1 / steps) / max(rampdown, 1e-9)))
-    return peak * down * min(1.0, t / max(rampup, 1e-9))
 
 
 class Projector:
@@ -94,6 +91,12 @@ class Projector:
         if config.controllers.conditions == "encoder" and encoder is not None:
             self.conditions = {a.name: EncodedController.of(a, config, encoder, generator) for a in config.value_attributes}
         self.radii = {name: self.settings.radius or self.space[name].radius(self.settings.radius_quantile) for name in self.free}
+
+    def changed(self, **settings: Any) -> Projector:
+        """The same networks under other settings of the optimisation: `start`, `steps`, and what else is read while it runs."""
+        other = copy.copy(self)
+        other.settings = self.settings.model_copy(update=settings)
+        return other
 
     def encode(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Known conditions `(B, D)` in their units to style sub-vectors `(B, d)`."""
@@ -173,27 +176,29 @@ class Projector:
         Returns:
             The projection; its images keep the background that the generator gave them.
         """
-        settings = self.settings
+        goal = self.goal(images, values, masks)
+        coordinates, steps = self.optimise(goal)
+        with torch.no_grad():
+            rebuilt = self.generator.synthesize(self.styles(coordinates, goal.encoded))
+            residuals = self.residuals(goal.images, rebuilt, goal.target, values, goal.mask)
+        return Projection(coordinates, rebuilt, residuals, steps)
+
+    @torch.no_grad()
+    def goal(self, images: Tensor, values: Mapping[str, Tensor], masks: Tensor | None = None) -> Goal:
+        """What the optimisation works towards; arguments as of `project`."""
         images, mask = images.to(self.device), as_mask(masks, self.device)
-        encoded = self.encode(values)
-        coordinates = {name: u.requires_grad_() for name, u in self.start(images, values).items()}
-        optimizer = torch.optim.Adam(list(coordinates.values()), lr=settings.learning_rate, betas=(0.9, 0.999), fused=True)
-        with torch.no_grad():
-            target = self.features(images)
-        for step in range(settings.steps):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, settings.steps, settings.learning_rate, settings.rampup, settings.rampdown)
-            rebuilt = self.generator.synthesize(self.styles(coordinates, encoded))
-            # summing over the batch keeps every sample's gradient its own
-            loss = self.reconstruction_loss(within(rebuilt, images, mask), images, target, mask)
-            loss = loss + settings.radius_weight * self.length_penalty(coordinates)
-            optimizer.zero_grad(set_to_none=True)
-            loss.sum().backward()
-            optimizer.step()
-        with torch.no_grad():
-            result = {name: u.detach() for name, u in coordinates.items()}
-            rebuilt = self.generator.synthesize(self.styles(result, encoded))
-            return Projection(result, rebuilt, self.residuals(images, rebuilt, target, values, mask))
+        values = {name: value.to(self.device) for name, value in values.items()}
+        return Goal(images, values, self.encode(values), self.features(images), mask)
+
+    def optimise(self, goal: Goal) -> tuple[Coordinates, Tensor]:
+        """Coordinates `(B, R, d)` and the steps that each sample took, `(B,)`; the search alone, no residuals."""
+        return descend(self.start(goal.images, goal.values), goal, self._objective, self.settings)
+
+    def _objective(self, coordinates: Coordinates, goal: Goal) -> tuple[Tensor, Tensor]:
+        """Reconstruction loss and weighted length penalty, `(B,)` each."""
+        rebuilt = self.generator.synthesize(self.styles(coordinates, goal.encoded))
+        loss = self.reconstruction_loss(within(rebuilt, goal.images, goal.mask), goal.images, goal.target, goal.mask)
+        return loss, self.settings.radius_weight * self.length_penalty(coordinates)
 
     def reconstruction_loss(self, rebuilt: Tensor, images: Tensor, target: list[Tensor], mask: Tensor | None) -> Tensor:
         """Pixel-wise and perceptual part, `(B,)`; in 3D the thesis takes L2 and the negative SSIM (II.B.1).

@@ -15,7 +15,7 @@ import numpy as np
 import normscape
 from normscape.config import Config
 from normscape.configio import config_digest, dump_yaml
-from normscape.report import brains, detection, pictures, plots, tables
+from normscape.report import brains, curve, detection, pictures, plots, tables
 from normscape.report.source import Source, rows
 from normscape.report.thesis import DATA_NAMES
 from normscape.report.words import detector_name, duration, number, with_unit
@@ -123,6 +123,7 @@ def _content(source: Source) -> dict[str, Any]:
         "slider": _slider(source),
         "samples": _samples(source),
         "mistakes": _mistakes(source),
+        "curve": curve.sentence(source),
         "brains": brains.content(source),
         "yaml": text,
         "yaml_uri": plots.data_uri(text.encode(), "text/yaml"),

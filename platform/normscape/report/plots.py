@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from normscape.config import AttributeConfig
-from normscape.report import detection, figures, pictures
+from normscape.report import curve, detection, figures, pictures
 from normscape.report.source import Source
 from normscape.report.style import DARK, LIGHT, Theme, on_white, png
 from normscape.report.words import detector_name, title
@@ -124,6 +124,17 @@ def plots(source: Source) -> Iterator[Plot]:
         "project/inputs.npy",
         wide=True,
     )
+    if config.projection.curve_images:
+        yield Plot(
+            "residual-time",
+            "curve",
+            partial(curve.figure, source),
+            "Residual against time: mean L1 of normal images of subjects that no network was trained on, with 95 % intervals by "
+            "subject; at each point the number of steps. The thesis's way is timed over a few steps of one image, multiplied.",
+            "Curves of the mean residual over seconds an image, from the encoder's answer and from the mean style.",
+            "project/curve.parquet",
+            wide=True,
+        )
     for split, text in (("test", "test images"), ("train", "training images, as fitted")):
         yield Plot(
             f"figure-8-roc-{split}",

@@ -4,7 +4,7 @@ Half of each split's images carry a blot. Writes, row by row alike:
 
 - `projections.parquet`: sample_id, subject, split, label (0 normal, 1 anomalous), the value columns in their units,
   `length/<sub-space>/<resolution>` (whitened length r), `residual_*`, blot_radius_px (in a brain blot_radius_mm), blot_contrast
-  (null where normal),
+  (null where normal), steps_taken (where `projection.stop_tolerance` is above 0),
   `coordinates/<sub-space>` (whitened coordinates, resolutions one after the other);
 - `inputs.npy`, `reconstructions.npy`: uint8 (N, C, *S);
 
@@ -12,7 +12,8 @@ and:
 
 - `quarantined.parquet`: sample_id, subject, split, reason of the samples that could not be projected; they have no row above;
 - `rotated.npy`: uint8, reconstructions of a few rows with the first value attribute moved, and `rotated.json`: rows, attribute,
-  value, unit.
+  value, unit;
+- `curve.parquet`, where `projection.curve_images` is above 0: residual against time, see `normscape.stages.curve`.
 
 Work is done in shards, each written once, by this process or by any number of others; a resumed stage projects only what is
 missing. Memory does not grow with the number of samples.
@@ -35,6 +36,7 @@ from normscape.config import Config
 from normscape.datasets.samples import to_uint8
 from normscape.inversion.projector import Projector
 from normscape.stages.core import StageContext
+from normscape.stages.curve import draw_curve
 from normscape.stages.files import discard, write_json
 from normscape.stages.models import load_projector
 from normscape.stages.projecting import ShardProjector, ShardResult
@@ -80,9 +82,11 @@ def run_with(context: StageContext, workers: Workers) -> dict[str, float]:
     if not (context.folder / TABLE_NAME).exists():  # else cut off after joining: the shards may be gone
         _project_missing(context, workers, shards)
     metrics, rows = _survey(context.folder / TABLE_NAME)
+    projector = load_projector(context.config, context.inputs, context.device)
     if context.config.value_attributes:
-        projector = load_projector(context.config, context.inputs, context.device)
         _rotate(context.config, projector, rows, context.folder)
+    if context.config.projection.curve_images:
+        metrics |= draw_curve(context, projector)
     discard(shards)
     return metrics | {"quarantined": float(pq.read_metadata(context.folder / QUARANTINE_NAME).num_rows)}
 

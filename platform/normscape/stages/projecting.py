@@ -171,6 +171,8 @@ class ShardProjector:
         columns |= _projection_columns(self.projector, projection)
         columns["blot_radius_mm" if in_mm else "blot_radius_px"] = pa.array(radius.numpy(), from_pandas=True)
         columns["blot_contrast"] = pa.array(contrast.numpy(), from_pandas=True)
+        if self.config.projection.stop_tolerance:
+            columns["steps_taken"] = pa.array(projection.steps.cpu().numpy())
         table, rebuilt = pa.table(columns), to_uint8(projection.images).cpu().numpy()
         bad = _not_finite({f"coordinates/{name}": u for name, u in projection.coordinates.items()} | projection.residuals)
         if not bad:
