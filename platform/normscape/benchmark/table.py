@@ -8,17 +8,24 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from normscape.benchmark.cases import Ratio, Results, Row
+from normscape.benchmark.results import Ratio, Results, Row
 
-COLUMNS = ("configuration", "what", "batch", "time", "spread", "an image", "reference", "reference / fast", "peak memory")
-RATIO_COLUMNS = ("configuration", "ratio", "value", "target")
-WIDTH_WITHOUT_TERMINAL = 150
+COLUMNS = (
+    "configuration", "what", "batch", "time", "spread", "an image", "reference", "reference / fast", "GFLOP", "GFLOP/s",
+    "of the product", "peak memory",
+)  # fmt: skip
+RATIO_COLUMNS = ("configuration", "ratio or bound", "value", "target")
+WIDTH_WITHOUT_TERMINAL = 190
 NOTE = (
-    "Times are medians; the spread is slowest minus fastest, as a share of the median. Forms that are compared take turns in one "
-    "run. The reference is the straightforward form: grouped per-sample convolutions, interpolate-then-convolve, convolutions at "
-    "full resolution before down-sampling, Python loops over pairs, default memory layout; for the auxiliary networks, batch "
-    "normalisations that are not folded. Weights are random, images are noise. Peak memory is the whole process's resident "
-    "memory (on a GPU: what torch had allocated) and includes the networks of both forms."
+    "Times are medians; the spread is slowest minus fastest, as a share of the median; what takes longer than a minute is "
+    "measured once. Forms that are compared take turns in one run. The reference is the straightforward form: grouped "
+    "per-sample convolutions, interpolate-then-convolve, convolutions at full resolution before down-sampling, Python loops over "
+    "pairs, default memory layout; for the auxiliary networks, batch normalisations that are not folded. GFLOP are the "
+    "operations of one call in the fast form: convolutions and matrix products alone, a multiply-add as two; filters, "
+    "activations and optimisers count as nothing. The last share is that of the rate in what a large matrix product reaches "
+    "in the same run, with the same threads and number format; convolutions by an algorithm with fewer operations could "
+    "exceed it. Weights are random, images are noise. Peak memory is the whole process's resident memory (on a GPU: what "
+    "torch had allocated) and includes the networks of both forms."
 )
 
 
@@ -48,6 +55,9 @@ def row_cells(row: Row) -> tuple[str, ...]:
         seconds_text(timing.median / row.batch),
         "" if row.reference is None else seconds_text(row.reference.median),
         "" if row.speedup is None else f"{row.speedup:.2f}",
+        "" if row.operations is None else _three(row.operations / 1e9),
+        "" if row.rate is None else _three(row.rate / 1e9),
+        "" if row.share is None else f"{row.share:.0%}",
         f"{timing.peak_bytes / 2**20:.0f} MiB",
     )
 
@@ -82,9 +92,17 @@ def to_json(results: Results) -> dict[str, Any]:
     return {
         "machine": results.machine,
         "rows": [
-            asdict(row) | {"speedup": row.speedup, "seconds_per_image": row.timing.median / row.batch} for row in results.rows
+            asdict(row)
+            | {
+                "speedup": row.speedup,
+                "seconds_per_image": row.timing.median / row.batch,
+                "operations_per_second": row.rate,
+                "share_of_product": row.share,
+            }
+            for row in results.rows
         ],
         "ratios": [asdict(ratio) | {"met": ratio.met} for ratio in results.ratios],
+        "facts": results.facts,
         "skipped": [{"config": config, "case": case, "why": why} for config, case, why in results.skipped],
     }
 

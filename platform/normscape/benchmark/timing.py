@@ -22,6 +22,8 @@ WARM_UP = 2
 """Untimed calls: the first one allocates optimiser states and picks kernels."""
 SHORTEST_SECONDS = 0.05
 """A quick action is called so often that one measurement takes at least this long."""
+LONG_SECONDS = 60.0
+"""An action of seconds to minutes is not repeated once its measurements have taken this long."""
 
 Action = Callable[[], object]
 
@@ -91,6 +93,21 @@ def measure(
         name: Timing(statistics.median(seconds), min(seconds), max(seconds), repeats, peaks[name])
         for name, seconds in measured.items()
     }
+
+
+def measure_long(action: Action, *, device: torch.device, repeats: int) -> Timing:
+    """Time one action of seconds to minutes: without untimed calls, and no more often than `LONG_SECONDS` allow, once at least.
+
+    Args:
+        action: what is timed.
+        device: where it computes; a GPU is waited for.
+        repeats: measurements at most.
+    """
+    reset_peak(device)
+    seconds = [_seconds(action, 1, device)]
+    while len(seconds) < repeats and sum(seconds) < LONG_SECONDS:
+        seconds.append(_seconds(action, 1, device))
+    return Timing(statistics.median(seconds), min(seconds), max(seconds), len(seconds), peak_bytes(device))
 
 
 def _seconds(action: Action, calls: int, device: torch.device) -> float:

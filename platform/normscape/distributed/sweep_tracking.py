@@ -23,7 +23,7 @@ from normscape.distributed.sweep_trials import Report, Status, Trial
 from normscape.stages.files import read_json, update_json
 from normscape.stages.provenance import code_version
 from normscape.sweepconfig import Sweep, sweep_digest
-from normscape.tracking.store import artifact_location, open_client, without_password
+from normscape.tracking.store import experiment_id, open_client, without_password
 from normscape.tracking.values import MAX_PARAM_LENGTH
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class SweepTracker:
         """
         with self._guarded("cannot be used; the sweep goes on without it"):
             client = open_client(self.tracking_uri)
-            self._experiment_id = _experiment(client, self.config.name, self.tracking_uri)
+            self._experiment_id = experiment_id(client, self.config.name, self.tracking_uri)
             noted = read_json(self._note).get(without_password(self.tracking_uri), {})
             parent = noted.get("parent")
             if parent and _exists(client, parent):
@@ -218,23 +218,6 @@ def _exists(client: MlflowClient, run_id: str) -> bool:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         return False
-
-
-def _experiment(client: MlflowClient, name: str, uri: str) -> str:
-    """Id of the MLflow experiment of this name, made when it is new."""
-    from mlflow.exceptions import MlflowException
-
-    found = client.get_experiment_by_name(name)
-    if found is not None:
-        return str(found.experiment_id)
-    try:
-        return str(client.create_experiment(name, artifact_location=artifact_location(uri)))
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another process was faster
-            raise
-        found = client.get_experiment_by_name(name)
-        assert found is not None
-        return str(found.experiment_id)
 
 
 def summary_of(trials: list[Trial], best: Trial | None) -> dict[str, float]:

@@ -17,7 +17,7 @@ from normscape.stages.files import read_json, write_json
 from normscape.tracking import values as naming
 from normscape.tracking.datasets import SAMPLES_NAME, data_digest, dataset_inputs
 from normscape.tracking.nested import StageRuns, end_running, milliseconds
-from normscape.tracking.store import artifact_location, default_tracking_uri, first_line, open_client, without_password
+from normscape.tracking.store import default_tracking_uri, experiment_id, first_line, open_client, without_password
 from normscape.tracking.system_metrics import SystemMetrics
 from normscape.tracking.writer import RunWriter
 
@@ -178,18 +178,8 @@ class MlflowListener:
 
     def _created(self, client: MlflowClient) -> Run:
         """A new run in the experiment named like the configuration, noted in `mlflow.json`."""
-        from mlflow.exceptions import MlflowException
-
-        experiment = client.get_experiment_by_name(self.config.name)
-        if experiment is None:
-            try:
-                client.create_experiment(self.config.name, artifact_location=artifact_location(self.tracking_uri))
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another process was faster
-                    raise
-            experiment = client.get_experiment_by_name(self.config.name)
-            assert experiment is not None
-        run = client.create_run(experiment.experiment_id, run_name=f"{self.config.name}-{self._digest[:8]}")
+        experiment = experiment_id(client, self.config.name, self.tracking_uri)
+        run = client.create_run(experiment, run_name=f"{self.config.name}-{self._digest[:8]}")
         known = self._known_runs()
         known.setdefault(self._digest, {})[without_password(self.tracking_uri)] = run.info.run_id
         self.run_folder.mkdir(parents=True, exist_ok=True)

@@ -80,6 +80,23 @@ def open_client(uri: str) -> MlflowClient:
     return client
 
 
+def experiment_id(client: MlflowClient, name: str, uri: str) -> str:
+    """Id of the MLflow experiment of this name, made when it is new."""
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    try:
+        return str(client.create_experiment(name, artifact_location=artifact_location(uri)))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another process was faster
+            raise
+        found = client.get_experiment_by_name(name)
+        assert found is not None
+        return str(found.experiment_id)
+
+
 @contextmanager
 def active_store(uri: str) -> Iterator[None]:
     """Make a store the one that MLflow's module-level functions use, for a while; not for several threads."""

@@ -30,13 +30,12 @@ def metric_name(name: str, stage: str = "") -> str:
     return re.sub(r"[^\w\-. :/]", "_", f"{stage}/{name}" if stage else name)
 
 
-def stage_tags(config: Config) -> dict[str, str]:
-    """Tags of a stage's run: code, configuration, and the cluster's job where there is one."""
+def code_tags() -> dict[str, str]:
+    """Tags of any run: the code, and the cluster's job where there is one."""
     code = code_version()
     tags = {
         "normscape.version": normscape.__version__,
         "normscape.code_version": code,
-        "normscape.config_digest": config_digest(config),
         "mlflow.source.name": "normscape",
         "mlflow.source.type": "LOCAL",
     }
@@ -45,6 +44,11 @@ def stage_tags(config: Config) -> dict[str, str]:
         tags["normscape.git_dirty"] = str(code.endswith("-dirty")).lower()
     job = os.environ.get(JOB_VARIABLE)
     return tags | {"normscape.ray_job_id": job, "mlflow.source.type": "JOB"} if job else tags
+
+
+def stage_tags(config: Config) -> dict[str, str]:
+    """Tags of a stage's run: those of any run, and the configuration."""
+    return code_tags() | {"normscape.config_digest": config_digest(config)}
 
 
 def run_tags(config: Config, run_folder: Path) -> dict[str, str]:
