@@ -36,7 +36,9 @@ def say(text: str) -> None:
 def main() -> int:
     """Read the arguments, measure, print, write and, if asked to, record."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", action="append", type=Path, help="may be repeated (default: chairs/cpu, chairs/gpu, brain/cpu)")
+    parser.add_argument(
+        "--config", action="append", type=Path, help="may be repeated; default: chairs/cpu, chairs/gpu, brain/cpu"
+    )
     parser.add_argument("--only", action="append", choices=list(CASES), default=[], help="just this case; may be repeated")
     parser.add_argument("--repeats", type=positive, default=5, help="measurements of each action (default: 5)")
     parser.add_argument("--threads", type=positive, help="threads of torch (default: torch's choice)")

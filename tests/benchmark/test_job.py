@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -58,6 +59,44 @@ def test_a_bad_configuration_is_one_message(job: Callable[..., int], tmp_path: P
 def test_the_default_configurations_exist(job: Callable[..., int]) -> None:
     """What `make bench` runs without arguments."""
     root = JOB.parents[1]
-    assert all((root / "configs" / "chairs" / name).exists() for name in ("cpu.yaml", "gpu.yaml"))
+    assert all((root / "configs" / name).exists() for name in ("chairs/cpu.yaml", "chairs/gpu.yaml", "brain/cpu.yaml"))
     with pytest.raises(SystemExit):
         job("--repeats", 0)
+
+
+def test_recording_is_asked_for(
+    job: Callable[..., int],
+    toy_config: Callable[..., Config],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With --mlflow a run with ratios and files lies beside the folder; a machine without MLflow says so before it measures."""
+    from normscape.tracking.store import open_client
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    path = tmp_path / "one.yaml"
+    path.write_text(dump_yaml(toy_config(name="one")), encoding="utf-8")
+    arguments = (
+        "--config",
+        path,
+        "--only",
+        "contrastive",
+        "--repeats",
+        1,
+        "--device",
+        "cpu",
+        "--out",
+        tmp_path / "out",
+        "--mlflow",
+    )
+    assert job(*arguments) == 0
+    shown = capsys.readouterr().out
+    client = open_client(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    run = client.get_run(shown.split()[-1])
+    assert set(run.data.metrics) == {"one/contrastive loss: reference / fast"}
+    assert sorted(file.path for file in client.list_artifacts(run.info.run_id)) == ["benchmark.json", "benchmark.md"]
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    assert job(*arguments) == 2
+    told = capsys.readouterr().err
+    assert told == "--mlflow: mlflow is not installed; install mlflow, or leave --mlflow out\n"

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from normscape.benchmark.cases import Ratio, Results, Row
+from normscape.benchmark.results import Ratio, Results, Row
 from normscape.benchmark.table import COLUMNS, print_results, row_cells, seconds_text, to_json, to_markdown, write_results
 from normscape.benchmark.timing import Timing
 
-ROW = Row("chairs-cpu", "training step (D + G)", 32, Timing(0.2, 0.19, 0.21, 5, 2**30), Timing(0.4, 0.39, 0.41, 5, 2**30))
+ROW = Row(
+    "chairs-cpu", "training step (D + G)", 32, Timing(0.2, 0.19, 0.21, 5, 2**30), Timing(0.4, 0.39, 0.41, 5, 2**30), 8e9, 160e9
+)  # fmt: skip
 ALONE = Row("chairs-cpu", "projection step", 1, Timing(0.0123, 0.0123, 0.0123, 1, 2**29))
 
 
@@ -23,7 +25,8 @@ def results() -> Results:
         Ratio("chairs-cpu", "second", 2.4, "at least", 2.5),
         Ratio("chairs-cpu", "third", 1.0),
     ]
-    return Results({"device": "CPU", "cores": 2}, [ROW, ALONE], ratios, [("chairs-cpu", "rendering", "embreex is not installed")])
+    skipped = [("chairs-cpu", "rendering", "embreex is not installed")]
+    return Results({"device": "CPU", "cores": 2}, [ROW, ALONE], ratios, skipped, {"chairs-cpu": {"steps": 14000.0}})
 
 
 @pytest.mark.parametrize(
@@ -43,10 +46,12 @@ def test_seconds_have_three_digits_and_a_unit(seconds: float, text: str) -> None
 
 
 def test_cells_of_a_row() -> None:
-    """With a reference: its time and the quotient; without: empty cells."""
+    """With a reference: its time and the quotient; with counted work: rate and share; without: empty cells."""
     assert row_cells(ROW)[:3] == ("chairs-cpu", "training step (D + G)", "32")
-    assert row_cells(ROW)[3:] == ("200 ms", "10%", "6.25 ms", "400 ms", "2.00", "1024 MiB")
-    assert row_cells(ALONE)[6:8] == ("", "")
+    assert row_cells(ROW)[3:] == (
+        "200 ms", "10%", "6.25 ms", "400 ms", "2.00", "8.00", "40.0", "25%", "1024 MiB",
+    )  # fmt: skip
+    assert row_cells(ALONE)[6:11] == ("",) * 5
 
 
 def test_markdown_is_a_table_with_as_many_cells_as_columns(results: Results) -> None:
@@ -74,6 +79,10 @@ def test_json_holds_seconds_and_bytes(results: Results) -> None:
     assert data["rows"][0]["speedup"] == 2.0
     assert data["rows"][0]["seconds_per_image"] == 0.2 / 32
     assert data["rows"][1]["reference"] is None
+    assert (data["rows"][0]["operations"], data["rows"][0]["operations_per_second"]) == (8e9, 40e9)
+    assert data["rows"][0]["share_of_product"] == 0.25
+    assert data["rows"][1]["share_of_product"] is None
+    assert data["facts"] == {"chairs-cpu": {"steps": 14000.0}}
     assert [ratio["met"] for ratio in data["ratios"]] == [True, False, None]
     assert data["skipped"] == [{"config": "chairs-cpu", "case": "rendering", "why": "embreex is not installed"}]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -71,14 +72,15 @@ def ratio_cells(ratio: Ratio) -> tuple[str, ...]:
 def to_markdown(results: Results) -> str:
     """The whole report."""
     lines = ["# Benchmark", "", ", ".join(f"{name}: {value}" for name, value in results.machine.items()), ""]
-    lines += _markdown_table(RATIO_COLUMNS, [ratio_cells(ratio) for ratio in results.ratios], numbers=(2,))
-    lines += _markdown_table(COLUMNS, [row_cells(row) for row in results.rows], numbers=range(2, len(COLUMNS)))
+    lines += markdown_table(RATIO_COLUMNS, [ratio_cells(ratio) for ratio in results.ratios], numbers=(2,))
+    lines += markdown_table(COLUMNS, [row_cells(row) for row in results.rows], numbers=range(2, len(COLUMNS)))
     lines += [f"Not measured: {config}, {case}: {why}." for config, case, why in results.skipped]
     lines += ["", NOTE, ""] if results.skipped else [NOTE, ""]
     return "\n".join(lines)
 
 
-def _markdown_table(columns: tuple[str, ...], rows: list[tuple[str, ...]], *, numbers: range | tuple[int, ...]) -> list[str]:
+def markdown_table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], *, numbers: range | tuple[int, ...]) -> list[str]:
+    """Lines of a table and an empty one; none without rows. The columns of these numbers are aligned to the right."""
     if not rows:
         return []
     rule = ["---:" if i in numbers else "---" for i in range(len(columns))]

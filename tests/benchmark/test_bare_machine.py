@@ -1,0 +1,89 @@
+"""The benchmark on a machine without the packages at the edges: what cannot be measured there is named, the rest is.
+
+Run as a script (``python -P tests/benchmark/test_bare_machine.py``) this file makes them unimportable and runs every case; the test
+does that in a subprocess.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+
+ABSENT = (
+    "ray",
+    "mlflow",
+    "SimpleITK",
+    "nibabel",
+    "trimesh",
+    "embreex",
+    "h5py",
+    "sklearn",
+    "skops",
+    "joblib",
+    "rich",
+    "matplotlib",
+)
+
+
+def test_every_case_runs_or_says_why_not() -> None:
+    """Toy chairs and toy brains."""
+    command = [sys.executable, "-P", __file__]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for line in (
+        "Not measured: toy, rendering: trimesh is not installed.",
+        "Not measured: toy-brain, preprocessing: SimpleITK is not installed.",
+        "Not measured: toy-brain, brain: joblib is not installed.",
+        "--mlflow: mlflow is not installed; install mlflow, or leave --mlflow out",
+    ):
+        assert line in done.stdout
+    for case in ("training step (D + G)", "whole projection (5 steps from the encoder)", "cutting and augmenting patches"):
+        assert case in done.stdout
+
+
+class _Blocker:
+    """A meta-path finder that makes packages unimportable, as if they were not installed."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        if name.split(".")[0] in ABSENT:
+            raise ModuleNotFoundError(f"{name} is blocked by this test", name=name)
+        return None
+
+
+def main() -> None:
+    """Block, measure, print."""
+    sys.meta_path.insert(0, _Blocker())  # type: ignore[arg-type]
+    import tempfile
+
+    import torch
+
+    from normscape.benchmark import work
+    from normscape.benchmark.cases import benchmark
+    from normscape.benchmark.table import print_results
+    from normscape.config import Config
+    from normscape.errors import UserError
+    from normscape.tracking.benchmark import open_store
+
+    work.PRODUCT_SIDES = {"cpu": 64}
+    spec = importlib.util.spec_from_file_location("toy", Path(__file__).parents[1] / "conftest.py")
+    assert spec is not None
+    assert spec.loader is not None
+    toy = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(toy)
+    brain = toy.toy_brain_settings()
+    brain |= {"name": "toy-brain", "data": brain["data"] | {"spacing_mm": 4.0}}
+    configs = [Config.model_validate(settings) for settings in (toy.toy_settings(), brain)]
+    results = benchmark(configs, device=torch.device("cpu"), repeats=1)
+    print_results(results)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            open_store(f"sqlite:///{folder}/mlflow.db")
+        except UserError as error:
+            print(error)
+
+
+if __name__ == "__main__":
+    main()
