@@ -8,8 +8,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torchmetrics.image.fid import FrechetInceptionDistance
-from torchmetrics.image.kid import KernelInceptionDistance
 
 from normscape.config import Config
 from normscape.datasets.samples import SampleSet, to_uint8
@@ -75,6 +73,10 @@ class GanObserver:
     def distances(self, generator: Generator, batch_size: int = 256) -> dict[str, float]:
         """Frechet and kernel (polynomial MMD) distance between generated images and training images as the GAN sees them."""
         count = self.config.gan.quality_samples
+        # only here: a step of training needs no torchmetrics
+        from torchmetrics.image.fid import FrechetInceptionDistance
+        from torchmetrics.image.kid import KernelInceptionDistance
+
         frechet = FrechetInceptionDistance(feature=self.features, reset_real_features=False, sync_on_compute=False).to(
             self.device
         )
