@@ -77,19 +77,7 @@ def test_recording_is_asked_for(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     path = tmp_path / "one.yaml"
     path.write_text(dump_yaml(toy_config(name="one")), encoding="utf-8")
-    arguments = (
-        "--config",
-        path,
-        "--only",
-        "contrastive",
-        "--repeats",
-        1,
-        "--device",
-        "cpu",
-        "--out",
-        tmp_path / "out",
-        "--mlflow",
-    )
+    arguments = ["--config", path, "--only", "contrastive", "--repeats", 1, "--out", tmp_path / "out", "--mlflow"]
     assert job(*arguments) == 0
     shown = capsys.readouterr().out
     client = open_client(f"sqlite:///{tmp_path / 'mlflow.db'}")

@@ -98,9 +98,8 @@ def test_what_was_not_measured_is_said() -> None:
 
 def test_columns_of_gpus_and_machines() -> None:
     """One line for each number of scans and workers."""
-    lines = [
-        line for line in page([GPU, replace(GPU, gpu=False, cores=2)], PLAIN, [600, 10_000], None).splitlines() if "|" in line
-    ]
+    text = page([GPU, replace(GPU, gpu=False, cores=2)], PLAIN, [600, 10_000], None)
+    lines = [line for line in text.splitlines() if "|" in line]
     assert len(lines) == 2 + 2 * 3 + 2 + 2
     assert all(line.count("|") == lines[0].count("|") for line in lines)
     assert "64 GPUs, training on 8" in lines[4]

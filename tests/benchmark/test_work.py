@@ -36,8 +36,8 @@ def test_a_convolution(dims: int) -> None:
 
 
 def test_the_double_backward_of_r1() -> None:
-    """Of one convolution, in units of its forward pass: forward 1, gradient of the images 1; and of the penalty's own backward pass
-    through that gradient, to the weights and to the outputs' gradient, 2; through the forward pass to the weights 1."""
+    """Of one convolution, in units of its forward pass: forward 1, gradient of the images 1; of the penalty's backward pass,
+    through that gradient to the weights and to the outputs' gradient 2, and through the forward pass to the weights 1."""
 
     class Square(nn.Module):
         def __init__(self) -> None:

@@ -33,8 +33,8 @@ _FLOAT_BYTES = 4
 
 
 def facts_of(config: Config) -> dict[str, float]:
-    """All that needs no measurement; networks are made, but hold no memory."""
-    with torch.device("meta"):
+    """All that needs no measurement."""
+    with torch.random.fork_rng(devices=[]):
         generated: list[nn.Module] = [Generator.from_config(config)]
         if config.gan.reconstruction_weight:
             generated.append(Encoder.from_config(config))
