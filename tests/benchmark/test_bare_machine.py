@@ -1,12 +1,13 @@
 """The benchmark on a machine without the packages at the edges: what cannot be measured there is named, the rest is.
 
-Run as a script (``python -P tests/benchmark/test_bare_machine.py``) this file makes them unimportable and runs the cases; the test
-does that in a subprocess.
+Run as a script (``python -P tests/benchmark/test_bare_machine.py``) this file makes them unimportable and measures; the test does
+that in a subprocess.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +16,11 @@ EDGES = ("ray", "mlflow", "SimpleITK", "nibabel", "trimesh", "embreex", "h5py")
 ABSENT = (*EDGES, "sklearn", "skops", "joblib", "rich", "matplotlib", "torchmetrics")
 
 
-def test_a_case_runs_or_says_why_not() -> None:
+def test_a_case_runs_or_says_why_not(tmp_path: Path) -> None:
     """Toy chairs and toy brains; cases that need nothing special are tested elsewhere."""
     command = [sys.executable, "-P", __file__]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    environment = os.environ | {"NORMSCAPE_CACHE": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     for line in (
         "Not measured: toy, rendering: trimesh is not installed.",
@@ -27,12 +29,7 @@ def test_a_case_runs_or_says_why_not() -> None:
         "--mlflow: mlflow is not installed; install mlflow, or leave --mlflow out",
     ):
         assert line in done.stdout
-    for case in (
-        "contrastive loss",
-        "training step (D + G)",
-        "whole projection (5 steps from the encoder)",
-        "cutting and augmenting patches",
-    ):
+    for case in ("contrastive loss", "training step (D + G)", "whole projection (5 steps", "cutting and augmenting patches"):
         assert case in done.stdout
 
 

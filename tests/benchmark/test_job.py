@@ -46,7 +46,7 @@ def test_a_configuration_becomes_a_table(
     assert "contrastive loss" in shown.out
     assert shown.err.splitlines() == ["one: contrastive", "two: contrastive"]
     rows = json.loads((tmp_path / "out" / "benchmark.json").read_text())["rows"]
-    assert [row["config"] for row in rows] == ["one", "two"]
+    assert [(row["config"], row["case"]) for row in rows[1::2]] == [("one", "contrastive loss"), ("two", "contrastive loss")]
 
 
 def test_a_bad_configuration_is_one_message(job: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
