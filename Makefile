@@ -34,7 +34,7 @@ lint: $(STAMP)   ## style and types
 # One thread a process: the order of additions is then the same in a process of its own and in a Ray worker, and two processes
 # share two cores better than one process with two threads uses them.
 test: lint       ## style, types and tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not cluster" -n auto --dist loadfile $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not cluster and not compiler" -n auto --dist loadfile $(PYTEST_ARGS)
 
 test-cluster: $(STAMP)   ## tests with real Ray, MLflow and PostgreSQL processes; about half an hour
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster $(PYTEST_ARGS)

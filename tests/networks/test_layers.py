@@ -8,7 +8,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from normscape.networks.layers import SQRT2, EqualizedConv, EqualizedLinear, ModulatedConv, blur, minibatch_deviation, upsample
+from normscape.networks.layers import (
+    SQRT2,
+    EqualizedConv,
+    EqualizedLinear,
+    ModulatedConv,
+    blur,
+    blur_down,
+    minibatch_deviation,
+    upsample,
+)
 
 CONV = {2: F.conv2d, 3: F.conv3d}
 CONV_TRANSPOSE = {2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -56,6 +65,16 @@ def per_sample_convolution(layer: ModulatedConv, x: torch.Tensor, w: torch.Tenso
         else:
             results.append(CONV[dims](sample[None], weight, padding=layer.kernel // 2))
     return torch.cat(results) * layer.gain
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_down_sampling_blur_is_every_second_place_of_the_blur(dims: int) -> None:
+    """The same numbers, and exact first and second gradients through its adjoint."""
+    x = torch.randn(2, 2, *(6,) * dims, dtype=torch.double, requires_grad=True)
+    every_second = (..., *(slice(None, None, 2),) * dims)
+    assert torch.equal(blur_down(x), blur(x, padding=1)[every_second])
+    assert torch.autograd.gradcheck(blur_down, x)
+    assert torch.autograd.gradgradcheck(lambda t: blur_down(t).square(), x)
 
 
 @pytest.mark.parametrize("dims", [2, 3])

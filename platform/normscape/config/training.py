@@ -77,6 +77,12 @@ class GanConfig(Section):
     """Whether the warm-up's rate stays, or falls as a cosine to `learning_rate`."""
     warmup_beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Adam's first decay for generator and encoder in the warm-up; later it is 0."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """`bf16`: convolutions of the first-order phases in bfloat16 (autocast), for GPUs. Weights, styles, demodulation, minibatch
+    deviation, losses and regularisers stay in float32."""
+    compile: Literal["none", "default", "reduce-overhead"] = "none"
+    """`torch.compile`'s mode for the networks of the first-order phases; `reduce-overhead` uses CUDA graphs. Needs a C++
+    compiler; the first steps wait minutes for it. `generator.noise` cuts the generator's graph at each layer."""
     ema_half_life_images: PositiveInt = 10_000
     """Half-life, in images, of the averaged generator."""
     checkpoint_interval: PositiveInt = 1000

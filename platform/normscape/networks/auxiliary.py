@@ -11,7 +11,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from normscape.config import AttributeConfig, Config
 from normscape.errors import DataError
-from normscape.networks.layers import memory_format
+from normscape.networks.layers import full_precision, memory_format
 
 
 class PaddedShortcut(nn.Module):
@@ -90,7 +90,8 @@ class AuxiliaryNetwork(nn.Module):
 
     def head(self, features: Tensor) -> Tensor:
         """The last feature map to the output."""
-        output: Tensor = self.net.fc(torch.flatten(self.net.avgpool(features), 1))
+        with full_precision(features):
+            output: Tensor = self.net.fc(torch.flatten(self.net.avgpool(features.to(self.net.fc.weight.dtype)), 1))
         return nn.functional.normalize(output, dim=1) if self.attribute.kind == "embedding" else output
 
     def fold(self) -> AuxiliaryNetwork:

@@ -88,7 +88,7 @@ class StyledConv(nn.Module):
             if noise is not None:
                 image = noise.draw(len(x), image)
             shift = shift + image * (self.noise_strength * SQRT2)
-        return F.leaky_relu(x + shift, SLOPE)
+        return F.leaky_relu_(x + shift.to(x.dtype), SLOPE)
 
 
 class ResolutionBlock(nn.Module):

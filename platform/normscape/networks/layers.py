@@ -26,6 +26,11 @@ def memory_format(dims: int) -> torch.memory_format:
     return torch.channels_last if dims == 2 else torch.channels_last_3d
 
 
+def full_precision(x: Tensor) -> torch.autocast:
+    """An island of float32 within bf16 autocast, for what bf16's eight bits are too few for."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
 def spatial(vector: Tensor, dims: int) -> Tensor:
     """Give `(B, C)` or `(C,)` its singleton spatial axes, to scale or shift `(B, C, *S)`."""
     return vector.reshape(*(vector.shape if vector.ndim == 2 else (1, *vector.shape)), *(1,) * dims)
@@ -65,13 +70,67 @@ def blur(x: Tensor, *, padding: int, gain: float = 1.0) -> Tensor:
     return result
 
 
+class _BlurDown(torch.autograd.Function):
+    """Every second place of the filter of `_Blur`; what lies between is never computed. Its adjoint is `_BlurUp`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        x = F.pad(x, (1, 1) * (x.ndim - 2))
+        for axis in range(2, x.ndim):
+            n = x.shape[axis] - 2
+            outer = every_second(x, axis, 0, n) + every_second(x, axis, 3, n)
+            x = outer.add_(every_second(x, axis, 1, n), alpha=3.0).add_(every_second(x, axis, 2, n), alpha=3.0)
+        return x.mul_(1.0 / 8.0 ** (x.ndim - 2))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        result: Tensor = _BlurUp.apply(grad)
+        return result
+
+
+class _BlurUp(torch.autograd.Function):
+    """Zeros between the places, then the filter: each place three parts of its own and one of the neighbour beside it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        for axis in range(2, x.ndim):
+            n = x.shape[axis]
+            sides = list(x.shape)
+            sides[axis] = 2 * n
+            wide = torch.empty(sides, dtype=x.dtype, device=x.device, memory_format=memory_format(x.ndim - 2))
+            even, odd = every_second(wide, axis, 0, 2 * n), every_second(wide, axis, 1, 2 * n)
+            even.copy_(x).mul_(3.0)
+            odd.copy_(even)
+            even.narrow(axis, 1, n - 1).add_(x.narrow(axis, 0, n - 1))
+            odd.narrow(axis, 0, n - 1).add_(x.narrow(axis, 1, n - 1))
+            x = wide
+        return x.mul_(1.0 / 8.0 ** (x.ndim - 2))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return blur_down(grad)
+
+
+def every_second(x: Tensor, axis: int, first: int, span: int) -> Tensor:
+    """The view of every second place along an axis, from `first`, `span / 2` of them."""
+    index: list[slice] = [slice(None)] * x.ndim
+    index[axis] = slice(first, first + span - 1, 2)
+    return x[tuple(index)]
+
+
+def blur_down(x: Tensor) -> Tensor:
+    """Low-pass filter by [1, 3, 3, 1] along each spatial axis, at every second place: `(B, C, *S)` to `(B, C, *(S / 2))`."""
+    result: Tensor = _BlurDown.apply(x)
+    return result
+
+
 def upsample(x: Tensor) -> Tensor:
     """Double the sides of `(B, C, *S)`; linear interpolation is the [1, 3, 3, 1] filter with repeated edges."""
     return F.interpolate(x, scale_factor=2, mode=_INTERPOLATION[x.ndim - 2], align_corners=False)
 
 
 class EqualizedLinear(nn.Module):
-    """Linear layer with an equalised learning rate (Karras et al. 2018).
+    """Linear layer with an equalised learning rate (Karras et al. 2018); its sums keep the weights' precision.
 
     Args:
         inputs, outputs: widths.
@@ -94,7 +153,8 @@ class EqualizedLinear(nn.Module):
         """`(B, inputs)` to `(B, outputs)`."""
         # leaky ReLU is positively homogeneous: its gain can scale the small weights instead of the activations
         gain = SQRT2 if self.activate else 1.0
-        x = F.linear(x, self.weight * (self.weight_gain * gain), self.bias * (self.bias_gain * gain))
+        with full_precision(x):
+            x = F.linear(x.to(self.weight.dtype), self.weight * (self.weight_gain * gain), self.bias * (self.bias_gain * gain))
         return F.leaky_relu(x, SLOPE) if self.activate else x
 
 
@@ -135,16 +195,12 @@ class EqualizedConv(nn.Module):
         bias = None if self.bias is None else self.bias * self.bias_gain
         weight = self.weight * self.weight_gain
         if self.down and self.kernel == 1:
-            # the same as stride 2, whose weight gradient PyTorch 2.13 gets wrong on CPU for few channels, channels last
-            x = blur(x, padding=1)
-            for axis in range(2, x.ndim):
-                x = x.unfold(axis, 1, 2).squeeze(-1)
-            x = _CONV[self.dims](x, weight, bias)
+            x = _CONV[self.dims](blur_down(x), weight, bias)
         elif self.down:
             x = _CONV[self.dims](blur(x, padding=self.kernel // 2 + 1), weight, bias, stride=2)
         else:
             x = _CONV[self.dims](x, weight, bias, padding=self.kernel // 2)
-        return F.leaky_relu(x, SLOPE) if self.activate else x
+        return F.leaky_relu_(x, SLOPE) if self.activate else x
 
 
 class ModulatedConv(nn.Module):
@@ -181,18 +237,19 @@ class ModulatedConv(nn.Module):
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         """`(B, inputs, *S)` and styles `(B, style_dim)` to `(B, outputs, *S)`, or `*(2 S)` when up-sampling."""
         dims = self.dims
-        style = self.affine(w)
         weight = self.weight * self.weight_gain
+        style = self.affine(w)
         if self.demodulate:
-            energy = weight.square().flatten(2).sum(2)
-            scale = self.gain * torch.rsqrt(style.square() @ energy.t() + 1e-8)
-        x = x * spatial(style, dims)
+            with full_precision(x):
+                energy = weight.square().flatten(2).sum(2)
+                scale = self.gain * torch.rsqrt(style.square() @ energy.t() + 1e-8)
+        x = x * spatial(style.to(x.dtype), dims)
         if self.up:
             x = _CONV_TRANSPOSE[dims](x, weight.transpose(0, 1), stride=2)
             x = blur(x, padding=1, gain=2.0**dims)
         else:
             x = _CONV[dims](x, weight, padding=self.kernel // 2)
-        return x * spatial(scale, dims) if self.demodulate else x * self.gain
+        return x * spatial(scale.to(x.dtype), dims) if self.demodulate else x * self.gain
 
 
 def minibatch_deviation(x: Tensor, group: int) -> Tensor:
@@ -206,7 +263,7 @@ def minibatch_deviation(x: Tensor, group: int) -> Tensor:
         `(B, C + 1, *S)`.
     """
     batch, _, *sides = x.shape
-    grouped = x.reshape(group, batch // group, -1)
+    grouped = (x.float() if x.dtype == torch.bfloat16 else x).reshape(group, batch // group, -1)
     deviation = (grouped.var(0, unbiased=False) + 1e-8).sqrt().mean(1)
     channel = deviation.repeat(group).reshape(batch, 1, *(1,) * len(sides)).expand(batch, 1, *sides)
-    return torch.cat([x, channel], dim=1)
+    return torch.cat([x, channel.to(x.dtype)], dim=1)

@@ -30,6 +30,7 @@ from normscape.networks.auxiliary import AuxiliaryNetwork, freeze
 from normscape.networks.discriminator import Discriminator
 from normscape.networks.encoder import Encoder
 from normscape.networks.generator import Generator, NoiseSource, draw_latents
+from normscape.training.acceleration import compiled, first_order
 from normscape.training.atlas import start_atlas
 from normscape.training.batches import draw_masks, draw_real
 from normscape.training.checkpoint import TrainingState
@@ -97,6 +98,10 @@ class GanTrainer:
         self.mean_path_length = torch.zeros((), device=device)
         self.ema_decay = 0.5 ** (settings.batch_size / settings.ema_half_life_images)
         self.attribute_widths = [a.latent_dim for a in config.attributes]
+        # the same weights, for phases that need first derivatives alone
+        self.synthesize = compiled(self.generator.synthesize, settings)
+        self.judge = compiled(self.discriminator, settings)
+        self.encode = None if self.encoder is None else compiled(self.encoder, settings)
 
     def state(self, digest: str) -> TrainingState:
         """What a checkpoint holds."""
@@ -149,10 +154,11 @@ class GanTrainer:
     def discriminator_phase(self, real: Tensor, step: int) -> dict[str, Tensor]:
         """Update D on this worker's real images `(b, C, *S)` and as many generated ones."""
         random = self._random(step, "d")
-        with torch.no_grad():
-            z = self._latents(random, paired=False)
-            fake = self.generator(z, self._noise(random, self.config.gan.batch_size, self.rows))
-        loss = self._mean(discriminator_loss(self.discriminator(real), self.discriminator(fake)))
+        with first_order(self.config.gan, self.device):
+            with torch.no_grad():
+                styles = self.generator.mapping(self._latents(random, paired=False))
+                fake = self.synthesize(styles, self._noise(random, self.config.gan.batch_size, self.rows))
+            loss = self._mean(discriminator_loss(self.judge(real), self.judge(fake)))
         self._update(loss, self.optimizer_d)
         return {"loss_d": loss.detach()}
 
@@ -178,6 +184,15 @@ class GanTrainer:
             values: their known values, attribute name to `(b, D)`.
             masks: what their reconstruction is measured on, `(b, 1, *S)`; everything when empty.
         """
+        with first_order(self.config.gan, self.device):
+            loss, measured = self._generator_losses(step, real, values, masks)
+        self._update(loss, *filter(None, (self.optimizer_g, self.optimizer_e)))
+        return measured
+
+    def _generator_losses(
+        self, step: int, real: Tensor | None, values: Mapping[str, Tensor] | None, masks: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sum of the losses of a generator phase, and what is measured of them."""
         settings = self.config.gan
         adversarial, rebuild = step >= settings.warmup_steps, self.encoder is not None
         random = self._random(step, "g")
@@ -197,7 +212,7 @@ class GanTrainer:
             astray = self._mean(astray)
             losses.append(PLACE_WEIGHT * astray)
             measured["place_l1"] = astray.detach()
-        images = self.generator.synthesize(styles, self._noise(random, parts * batch, rows)).chunk(parts)
+        images = self.synthesize(styles, self._noise(random, parts * batch, rows)).chunk(parts)
         if rebuild:
             assert real is not None
             mask = as_mask(masks, self.device)
@@ -207,21 +222,21 @@ class GanTrainer:
             measured["reconstruction_l1"] = residual.detach()
         if adversarial:
             self.discriminator.requires_grad_(False)
-            fooled = self._mean(generator_loss(self.discriminator(images[0])))
+            fooled = self._mean(generator_loss(self.judge(images[0])))
+            self.discriminator.requires_grad_(True)
             contrastive, terms = self._contrastive(images[0])
             losses += [fooled, contrastive]
             measured |= {"loss_g": fooled.detach(), "contrastive": self._mean(contrastive.detach())}
             for name, term in terms.items():
                 measured[f"distance_same/{name}"] = self._mean(term.distance_same)
                 measured[f"distance_different/{name}"] = self._mean(term.distance_different)
-        self._update(torch.stack(losses).sum(), *filter(None, (self.optimizer_g, self.optimizer_e)))
-        self.discriminator.requires_grad_(True)
-        return measured
+        return torch.stack(losses).sum(), measured
 
     def _codes(self, real: Tensor, values: Mapping[str, Tensor], random: torch.Generator) -> Tensor:
         """The encoder's latents of this worker's real images, some with nothing but what is known of them."""
         assert self.encoder is not None
-        z, share_dropped = self.encoder(real, values), self.config.gan.code_dropout
+        assert self.encode is not None
+        z, share_dropped = self.encode(real, values), self.config.gan.code_dropout
         if share_dropped == 0:
             return z
         dropped = (torch.rand(self.config.gan.batch_size, generator=random) < share_dropped)[self.rows]
