@@ -5,9 +5,10 @@
 - Down-sampling layers convolve at the full resolution and then keep every second place.
 - The contrastive loss loops over the pairs that share a sub-vector, with boolean masks.
 - Images and features lie in torch's default layout.
+- Everything is eager and in float32, whatever the configuration says.
 
 All else (optimisers, auxiliary networks in inference form, the blur itself, averaging) is shared, so that a ratio
-shows what these five points cost and nothing else. The outputs equal those of the fast form at every place, edges included.
+shows what these six points cost and nothing else. The outputs equal those of the fast form at every place, edges included.
 """
 
 from __future__ import annotations
@@ -135,7 +136,8 @@ class ReferenceTrainer(GanTrainer):
     """GanTrainer in the straightforward form; same arguments, same start."""
 
     def __init__(self, config: Config, auxiliaries: Mapping[str, AuxiliaryNetwork], device: torch.device) -> None:
-        super().__init__(config, auxiliaries, device)
+        plain = config.gan.model_copy(update={"compile": "none", "precision": "float32"})
+        super().__init__(config.model_copy(update={"gan": plain}), auxiliaries, device)
         for network in (self.generator, self.discriminator, self.averaged):
             straightforward(network)
         self.contrastive_loss = looped_contrastive_loss
