@@ -75,13 +75,13 @@ def test_who_has_stopped_is_asked_no_more() -> None:
 
 
 def test_those_who_stop_end_as_well_as_the_others() -> None:
-    """The ramp-down of their own takes out the noise of the full learning rate: what they miss is far below the tolerance."""
+    """The ramp-down of their own takes out the noise of the full learning rate, which would leave several times this bound."""
     bowls = Bowls(7)
     stopped, taken = bowls.run(list(range(7)), **STOPPING)
     full, _ = bowls.run(list(range(7)), **STOPPING | {"stop_tolerance": 0.0})
     losses = [sum(bowls(found, bowls.goal)) for found in (stopped, full)]
     assert taken.float().mean() < 0.9 * STOPPING["steps"]
-    assert (losses[0] < losses[1] + 1e-3).all()
+    assert (losses[0] < losses[1] + 1e-4).all()
 
 
 def test_without_a_tolerance_all_take_all_steps() -> None:
