@@ -23,13 +23,14 @@ def test_a_case_runs_or_says_why_not(tmp_path: Path) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     for line in (
-        "Not measured: toy, rendering: trimesh is not installed.",
+        "Not measured: toy, rendering: embreex is not installed.",
         "Not measured: toy-brain, preprocessing: SimpleITK is not installed.",
-        "Not measured: toy-brain, brain: joblib is not installed.",
+        "Not measured: toy-brain, patches: sklearn is not installed.",
+        "Not measured: toy-brain, brain: sklearn is not installed.",
         "--mlflow: mlflow is not installed; install mlflow, or leave --mlflow out",
     ):
         assert line in done.stdout
-    for case in ("contrastive loss", "training step (D + G)", "whole projection (5 steps", "cutting and augmenting patches"):
+    for case in ("contrastive loss", "training step (D + G)", "whole projection (5 steps"):
         assert case in done.stdout
 
 

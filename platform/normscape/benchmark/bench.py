@@ -24,6 +24,11 @@ LONGEST_SECONDS = 300.0
 class Skipped(Exception):
     """A case that cannot be measured here; the text says why."""
 
+    @classmethod
+    def without(cls, error: ImportError) -> Skipped:
+        """Because a package is not installed."""
+        return cls(f"{(error.name or 'a package').partition('.')[0]} is not installed")
+
 
 @dataclass(frozen=True)
 class Bench:

@@ -35,7 +35,7 @@ def whole_brain(bench: Bench) -> None:
     try:
         rater = _random_system(bench, grid)
     except ImportError as error:
-        raise Skipped(f"{error.name or 'a package'} is not installed") from error
+        raise Skipped.without(error) from error
     columns = {a.name: a.column or "" for a in config.value_attributes}
     batch = config.brains.batch_size
     rows = torch.arange(min(batch, len(grid)))

@@ -46,7 +46,7 @@ def rendering(bench: Bench) -> None:
         try:
             renderers = [ChairRenderer(load_chair(i), image_size=size, supersample=data.supersample) for i in chosen]
         except ImportError as error:
-            raise Skipped(f"{error.name or 'a package'} is not installed") from error
+            raise Skipped.without(error) from error
 
         def render(renderers: Sequence[ChairRenderer] = renderers) -> None:
             for renderer in renderers:
@@ -80,9 +80,16 @@ def patches(bench: Bench) -> None:
 
 
 def small_cohort(config: Config) -> SampleSet:
-    """Patches of a few simulated scans, which are made on first use and kept in the cache."""
+    """Patches of a few simulated scans, which are made on first use and kept in the cache.
+
+    Raises:
+        Skipped: scikit-learn, which measures their contrast, is not installed.
+    """
     changes = {"root": None, "simulated_subjects": PATCH_SUBJECTS, "patches_per_subject": PATCHES_PER_SUBJECT}
-    return load_samples(config.data.model_copy(update=changes), config.image_size, seed=config.seed)
+    try:
+        return load_samples(config.data.model_copy(update=changes), config.image_size, seed=config.seed)
+    except ImportError as error:
+        raise Skipped.without(error) from error
 
 
 def preprocessing(bench: Bench) -> None:
@@ -93,7 +100,7 @@ def preprocessing(bench: Bench) -> None:
     try:
         sitk, _ = (import_module(name) for name in ("SimpleITK", "nibabel"))
     except ImportError as error:
-        raise Skipped(f"{error.name} is not installed") from error
+        raise Skipped.without(error) from error
     from normscape.preprocessing.atlas import load_atlas
     from normscape.preprocessing.scan import prepare_scan
     from normscape.preprocessing.settings import PreprocessingSettings
