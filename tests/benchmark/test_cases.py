@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from normscape.benchmark import bench, timing
 from normscape.benchmark.cases import CASES, benchmark
@@ -162,8 +163,9 @@ def test_facts_by_hand(toy_config: Callable[..., Config], toy_brain_config: Call
     config = toy_brain_config(data={"spacing_mm": 4.0})
     facts = facts_of(config)
     trainer = GanTrainer(config, bench.Bench(config, CPU, 1, Results({})).auxiliaries(), CPU)
-    networks = (trainer.generator, trainer.encoder, trainer.discriminator)
-    sizes = [4 * sum(p.numel() for p in network.parameters()) for network in networks if network is not None]
+    assert trainer.encoder is not None
+    networks: list[nn.Module] = [trainer.generator, trainer.encoder, trainer.discriminator]
+    sizes = [4 * sum(p.numel() for p in network.parameters()) for network in networks]
     assert (facts["generator_bytes"], facts["discriminator_bytes"]) == (sizes[0] + sizes[1], sizes[2])
     assert facts["prepared_bytes"] == 39 * 60 * 60 * 3
     assert facts["image_bytes"] == 2 * 8**3
