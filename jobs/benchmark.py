@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 import torch
 
-from normscape.benchmark.cases import CASES, benchmark
+from normscape.benchmark.cases import benchmark
+from normscape.benchmark.options import parse
 from normscape.benchmark.table import print_results, write_results
 from normscape.configio import load_config
 from normscape.errors import UserError
@@ -21,13 +21,6 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = [ROOT / "configs" / name for name in ("chairs/cpu.yaml", "chairs/gpu.yaml", "brain/cpu.yaml")]
 
 
-def positive(text: str) -> int:
-    """A whole number of at least 1."""
-    if int(text) < 1:
-        raise ValueError
-    return int(text)
-
-
 def say(text: str) -> None:
     """Progress goes to the error stream, so that the tables can be piped."""
     print(text, file=sys.stderr)
@@ -35,17 +28,7 @@ def say(text: str) -> None:
 
 def main() -> int:
     """Read the arguments, measure, print, write and, if asked to, record."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--config", action="append", type=Path, help="may be repeated; default: chairs/cpu, chairs/gpu, brain/cpu"
-    )
-    parser.add_argument("--only", action="append", choices=list(CASES), default=[], help="just this case; may be repeated")
-    parser.add_argument("--repeats", type=positive, default=5, help="measurements of each action (default: 5)")
-    parser.add_argument("--threads", type=positive, help="threads of torch (default: torch's choice)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto takes a GPU if there is one")
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmark"), help="folder of benchmark.md and benchmark.json")
-    parser.add_argument("--mlflow", action="store_true", help="record in MLFLOW_TRACKING_URI, or mlflow.db beside the folder")
-    given = parser.parse_args()
+    given = parse(__doc__)
     torch.set_num_threads(given.threads or torch.get_num_threads())
     try:
         device = choose_device(given.device)
