@@ -78,8 +78,8 @@ class _BlurDown(torch.autograd.Function):
         x = F.pad(x, (1, 1) * (x.ndim - 2))
         for axis in range(2, x.ndim):
             n = x.shape[axis] - 2
-            outer = every_second(x, axis, 0, n) + every_second(x, axis, 3, n)
-            x = outer.add_(every_second(x, axis, 1, n), alpha=3.0).add_(every_second(x, axis, 2, n), alpha=3.0)
+            outer = _every_second(x, axis, 0, n) + _every_second(x, axis, 3, n)
+            x = outer.add_(_every_second(x, axis, 1, n), alpha=3.0).add_(_every_second(x, axis, 2, n), alpha=3.0)
         return x.mul_(1.0 / 8.0 ** (x.ndim - 2))
 
     @staticmethod
@@ -98,7 +98,7 @@ class _BlurUp(torch.autograd.Function):
             sides = list(x.shape)
             sides[axis] = 2 * n
             wide = torch.empty(sides, dtype=x.dtype, device=x.device, memory_format=memory_format(x.ndim - 2))
-            even, odd = every_second(wide, axis, 0, 2 * n), every_second(wide, axis, 1, 2 * n)
+            even, odd = _every_second(wide, axis, 0, 2 * n), _every_second(wide, axis, 1, 2 * n)
             even.copy_(x).mul_(3.0)
             odd.copy_(even)
             even.narrow(axis, 1, n - 1).add_(x.narrow(axis, 0, n - 1))
@@ -111,7 +111,7 @@ class _BlurUp(torch.autograd.Function):
         return blur_down(grad)
 
 
-def every_second(x: Tensor, axis: int, first: int, span: int) -> Tensor:
+def _every_second(x: Tensor, axis: int, first: int, span: int) -> Tensor:
     """The view of every second place along an axis, from `first`, `span / 2` of them."""
     index: list[slice] = [slice(None)] * x.ndim
     index[axis] = slice(first, first + span - 1, 2)
