@@ -6,9 +6,10 @@ field here. Reading files, ``--set`` overrides and error messages live in :mod:`
 
 from normscape.config.attributes import POSITION_COLUMN, AttributeConfig, AuxiliaryConfig
 from normscape.config.data import AugmentationConfig, DataConfig
-from normscape.config.evaluation import BrainsConfig, FeatureSet, NormalsConfig, ProjectionConfig, ScoringConfig
+from normscape.config.evaluation import EvaluationConfig, PluginConfig
 from normscape.config.experiment import Config, ConfigProblems
 from normscape.config.fields import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
+from normscape.config.scoring import BrainsConfig, FeatureSet, NormalsConfig, ProjectionConfig, ScoringConfig
 from normscape.config.training import (
     ControllerConfig,
     DiscriminatorConfig,
@@ -30,6 +31,7 @@ __all__ = [
     "DataConfig",
     "DiscriminatorConfig",
     "EncoderConfig",
+    "EvaluationConfig",
     "FeatureSet",
     "Fraction",
     "GanConfig",
@@ -38,6 +40,7 @@ __all__ = [
     "NonNegativeFloat",
     "NonNegativeInt",
     "NormalsConfig",
+    "PluginConfig",
     "PositiveFloat",
     "PositiveInt",
     "ProjectionConfig",

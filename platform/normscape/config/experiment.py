@@ -9,8 +9,9 @@ from pydantic import Field, model_validator
 
 from normscape.config.attributes import POSITION_COLUMN, AttributeConfig
 from normscape.config.data import AugmentationConfig, DataConfig
-from normscape.config.evaluation import BrainsConfig, NormalsConfig, ProjectionConfig, ScoringConfig
+from normscape.config.evaluation import EvaluationConfig
 from normscape.config.fields import NonNegativeInt, PositiveInt, Section
+from normscape.config.scoring import BrainsConfig, NormalsConfig, ProjectionConfig, ScoringConfig
 from normscape.config.training import (
     ControllerConfig,
     DiscriminatorConfig,
@@ -66,6 +67,8 @@ class Config(Section):
     """Anomaly scores."""
     brains: BrainsConfig = BrainsConfig()
     """Whole brains."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """Comparison of detectors."""
 
     @property
     def resolutions(self) -> tuple[int, ...]:

@@ -1,0 +1,85 @@
+"""Detectors of images that are compared with each other, one file each: the interface of PyOD on images.
+
+To add one, write a class in a file of your own and name it `module:Class` in `evaluation.detectors`; nothing else changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from normscape.config import Config, PluginConfig
+from normscape.datasets.anomalies import AnomalyBatch, Scene
+from normscape.datasets.batches import HealthyImages, ImageBatch
+from normscape.plugins import build
+
+Scores = NDArray[np.float64]
+Draw = Callable[[ImageBatch, Tensor], AnomalyBatch]
+"""(normal images, their rows, int64 (B,)) to the same with an anomaly each, of the families that detectors may learn from."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a detector is fitted to."""
+
+    config: Config
+    """The experiment."""
+    healthy: HealthyImages
+    """Normal images of the training subjects."""
+    anomalous: Draw
+    """Draws anomalies into training images; only for detectors with `supervision = "synthetic"`."""
+    scene: Scene
+    """Dimension and spacing."""
+    images: int
+    """Normal images that a detector without gradient steps may keep."""
+    network_images: int
+    """Normal images, repeats counted, that a detector with gradient steps may look at."""
+    seed: int
+    """Of every random choice."""
+    device: torch.device
+    """Where to compute."""
+    folders: dict[str, Path]
+    """Finished folders of the experiment's stages, by name; empty for an experiment that was not run."""
+    progress: Callable[[int, int], None]
+    """Called with (done, in all)."""
+
+
+class ImageDetector(Protocol):
+    """Tells abnormal images from normal ones; attributes ending in `_` exist after `fit`."""
+
+    supervision: Literal["none", "synthetic"]
+    """Whether `fit` sees synthetic anomalies."""
+
+    def fit(self, training: Training) -> Self:
+        """Learn from the training subjects.
+
+        Raises:
+            DataError: the images are not of the kind that the detector is for.
+        """
+
+    def decision_function(self, batch: ImageBatch) -> Scores:
+        """Scores (B,), higher is more abnormal; an image's score does not depend on the rest of its batch."""
+
+    def anomaly_map(self, batch: ImageBatch) -> Tensor | None:
+        """Where: float32 (B, 1, *S), higher is more abnormal, 0 outside the masks; None where the detector cannot tell."""
+
+
+DETECTORS: dict[str, str] = {}
+"""Built-in detectors: name to `module:Class`."""
+
+
+def load_detector(entry: PluginConfig) -> ImageDetector:
+    """The unfitted detector that a configuration entry names.
+
+    Raises:
+        ConfigError: there is none, or it does not take these settings.
+    """
+    detector: ImageDetector = build(entry, DETECTORS, kind="detector")
+    return detector

@@ -1,0 +1,124 @@
+"""What is done with a trained generator: projection, scores, whole brains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from normscape.config.fields import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
+
+FeatureSet = Literal["thesis", "residuals", "flat"]
+"""Features of a forest; each set holds those before it. See `normscape.scoring.features`."""
+
+
+class NormalsConfig(Section):
+    """What is usual at each place of the atlas; only for `data.source: brain`."""
+
+    samples: PositiveInt = 8192
+    """Normal training patches whose residuals are gathered."""
+    smoothing_mm: PositiveFloat = 1.0
+    """Standard deviation of the Gaussian that pools neighbouring voxels."""
+
+
+class ProjectionConfig(Section):
+    """Projection: image -> whitened style, conditions held fixed (thesis II.B.1)."""
+
+    train_samples: PositiveInt = 5000
+    """Projected images of training subjects, half of them with an anomaly."""
+    test_samples: PositiveInt = 5000
+    """Projected images of test subjects, half of them with an anomaly."""
+    calibration_samples: NonNegativeInt = 0
+    """Projected images of subjects in neither split, half of them with an anomaly; thresholds are then chosen on them.
+    0: none, and thresholds come from training subjects, as in the thesis."""
+    steps: PositiveInt = 1000
+    """Optimisation steps."""
+    batch_size: PositiveInt = 128
+    """Images projected at once; results do not depend on it."""
+    learning_rate: PositiveFloat = 0.1
+    """Adam's peak learning rate."""
+    start: Literal["mean", "encoder"] = "mean"
+    """Where the optimisation starts: at the mean style as in the thesis, or at the encoder's answer."""
+    rampup: Fraction = 0.05
+    """Share of the steps in which the learning rate rises linearly."""
+    rampdown: Fraction = 0.25
+    """Share of the steps in which the learning rate falls as a cosine."""
+    stop_tolerance: Fraction = 0.0
+    """An image whose mean reconstruction loss falls by less than this share from one window of `stop_window` steps to the next
+    goes into a ramp-down of its own and then leaves the batch. 0: every image takes all steps."""
+    stop_window: PositiveInt = 10
+    """Steps between two looks at whether an image still improves."""
+    perceptual: Literal["recognition", "efficientnet_lite0", "vgg16", "ssim"] = "recognition"
+    """Features of the perceptual loss: the recognition network, EfficientNet-Lite0 (`perceptual` extra), or a VGG16 file; `ssim`
+    is the negative structural similarity that the thesis takes instead in 3D."""
+    perceptual_path: Path | None = None
+    """torchvision's VGG16 weights; only for `perceptual: vgg16`."""
+    perceptual_weight: NonNegativeFloat = 1.0
+    """Weight of the perceptual loss."""
+    pixel_loss: Literal["l1", "l2"] = "l2"
+    """Pixel-wise part of the reconstruction loss."""
+    pixel_weight: NonNegativeFloat = 1.0
+    """Weight of the pixel-wise loss."""
+    radius: PositiveFloat | None = None
+    """Whitened lengths beyond this are penalised; 3 in the thesis. Empty: the quantile below."""
+    radius_quantile: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
+    """Quantile of the chi distribution with the sub-space's dimension that serves as radius."""
+    radius_weight: NonNegativeFloat = 1.0
+    """Weight of the length penalty L_r."""
+    curve_images: NonNegativeInt = 0
+    """Normal images, of subjects that no network was trained on, for the curve of residual against time: from the encoder's
+    answer in batches, and from the mean style one at a time. 0: no curve."""
+    curve_steps: PositiveInt = 1000
+    """Most steps of the curve; 1000 are the thesis's. Fewer bound its time."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ProjectionConfig:
+        if self.perceptual == "vgg16" and self.perceptual_path is None:
+            raise ValueError("perceptual vgg16 needs `perceptual_path`, torchvision's VGG16 weights")
+        return self
+
+
+class ScoringConfig(Section):
+    """Anomaly scores (thesis II.B.2, IV.A.3)."""
+
+    features: FeatureSet = "thesis"
+    """Features of the forest: `thesis` (lengths, conditions, L1); `residuals` adds the other residuals; `flat` adds those that
+    weigh less where the image varies, which tell more of blots of one colour than of lesions with a texture."""
+    max_depth: tuple[PositiveInt, ...] = (3, 5, 7, 9, 11, 13)
+    """Grid of the forest's maximum depths."""
+    n_estimators: tuple[PositiveInt, ...] = (100, 300)
+    """Grid of the forest's numbers of trees."""
+    min_samples_leaf: tuple[PositiveInt, ...] = (1,)
+    """Grid of the forest's smallest leaves."""
+    folds: Annotated[int, Field(ge=2)] = 5
+    """Folds of the cross-validation, grouped by subject."""
+    bootstrap_samples: PositiveInt = 1000
+    """Resamplings of subjects for the 95 % intervals."""
+
+
+class BrainsConfig(Section):
+    """Whole brains from overlapping patches (thesis II.B, IV.B); only for `data.source: brain`."""
+
+    stride: PositiveInt = 8
+    """Voxels from one patch to the next."""
+    identities: PositiveInt = 8
+    """Brains that are generated at every age."""
+    truncation: Fraction = 1.0
+    """Share of the way from the neutral style to that of random latents that a generated brain's identity lies at: the truncation
+    trick (Karras et al. 2019). 1, as in the thesis: all of it."""
+    ages: Annotated[tuple[PositiveFloat, ...], Field(min_length=2)] = (30.0, 50.0, 70.0)
+    """Ages, in years, that every identity is generated at; the oldest is compared with the youngest."""
+    scans: PositiveInt = 2
+    """Test scans that get anomaly maps, each as it is and with a drawn blot; the first one is shown rebuilt, too."""
+    steps: PositiveInt | None = None
+    """Projection steps of a patch; `projection.steps`, at which the detectors were fitted, when empty. With fewer, residuals and
+    scores are a little higher everywhere."""
+    batch_size: PositiveInt = 64
+    """Patches projected or generated at once; results do not depend on it."""
+    max_background: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
+    """Largest share of a patch outside the brain; `data.max_background`, which the networks know, when empty. Voxels that only
+    emptier patches would cover have no score."""
+    cases: Path | None = None
+    """Table of scans from outside the cohort that get anomaly maps, too: columns as for `normscape prepare table`, and maybe
+    `lesion` (a mask on the scan's grid) and `strip` (deepbet, hdbet, mask, or none). An unknown age is read from the scan."""
