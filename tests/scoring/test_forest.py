@@ -66,14 +66,23 @@ def test_scores_do_not_depend_on_threads() -> None:
     assert np.array_equal(one.decision_function(data[0]), two.decision_function(data[0]))
 
 
+def test_trying_all_features_at_each_split_trusts_the_one_that_tells() -> None:
+    """The share reaches the forest of the search and that of the best settings."""
+    few, every = (ForestDetector(**SMALL, max_features=share).fit(*_data(signal=0.7)) for share in (None, 1.0))
+    assert every.feature_importances_[0] > few.feature_importances_[0] + 0.05
+    again = every.with_best_settings().fit(*_data(signal=0.7))
+    assert np.array_equal(again.feature_importances_, every.feature_importances_)
+
+
 def test_round_trip_gives_the_same_scores(tmp_path: Path) -> None:
     data = _data()
-    detector = ForestDetector(**SMALL).fit(*data)
+    detector = ForestDetector(**SMALL, max_features=0.5).fit(*data)
     detector.save(tmp_path / "forest.skops", ["a", "b", "c", "d"])
     loaded, names = ForestDetector.load(tmp_path / "forest.skops")
     assert names == ["a", "b", "c", "d"]
     assert loaded.best_params_ == detector.best_params_
     assert loaded.grid_ == detector.grid_
+    assert loaded.max_features == 0.5
     assert np.array_equal(loaded.decision_function(data[0]), detector.decision_function(data[0]))
 
 

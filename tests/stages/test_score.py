@@ -217,6 +217,20 @@ def test_calibration_rows_choose_thresholds_and_nothing_else(tmp_path: Path) -> 
     assert list(metrics["split"].unique()) == ["train", "train_cv", "calibration", "test"]
 
 
+def test_levelled_training_rows_move_the_forests_alone(tmp_path: Path) -> None:
+    """Where unseen subjects are rebuilt worse, a forest on levelled rows ranks them better; other detectors do not notice."""
+    table = _with_calibration(_table(), 0.1)
+    _, before = _run(tmp_path / "without", table)
+    settings = _config().model_dump() | {"projection": {"calibration_samples": 40}}
+    levelled = Config.model_validate(settings | {"scoring": settings["scoring"] | {"level": "calibration"}})
+    _, after = _run(tmp_path / "with", table, levelled)
+    assert after["forest_test_auroc"] > before["forest_test_auroc"]
+    for name in ("l1", "unsupervised"):
+        assert {key: value for key, value in after.items() if key.startswith(name)} == {
+            key: value for key, value in before.items() if key.startswith(name)
+        }
+
+
 def test_same_input_same_files(tmp_path: Path, finished: tuple[Path, dict[str, float]]) -> None:
     folder, headline = _run(tmp_path, _table())
     assert headline == finished[1]

@@ -136,6 +136,8 @@ class Config(Section):
             problems.append(("generator.atlas_channels", message))
         if self.projection.start == "encoder" and not self.gan.reconstruction_weight:
             problems.append(("projection.start", "encoder needs gan.reconstruction_weight above 0, or there is no encoder"))
+        if self.scoring.level == "calibration" and not self.projection.calibration_samples:
+            problems.append(("scoring.level", "calibration needs projection.calibration_samples above 0"))
         for name in ("source", "conditions"):
             if getattr(self.controllers, name) == "encoder" and not self.gan.reconstruction_weight:
                 problems.append(

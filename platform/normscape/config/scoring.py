@@ -85,12 +85,17 @@ class ScoringConfig(Section):
     features: FeatureSet = "thesis"
     """Features of the forest: `thesis` (lengths, conditions, L1); `residuals` adds the other residuals; `flat` adds those that
     weigh less where the image varies, which tell more of blots of one colour than of lesions with a texture."""
+    level: Literal["none", "calibration"] = "none"
+    """`calibration` brings the lengths and residuals of training rows, which forests learn from, to the level of normal images
+    of subjects that no network has seen; see `normscape.scoring.levels`. Needs `projection.calibration_samples`."""
     max_depth: tuple[PositiveInt, ...] = (3, 5, 7, 9, 11, 13)
     """Grid of the forest's maximum depths."""
     n_estimators: tuple[PositiveInt, ...] = (100, 300)
     """Grid of the forest's numbers of trees."""
     min_samples_leaf: tuple[PositiveInt, ...] = (1,)
     """Grid of the forest's smallest leaves."""
+    max_features: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """Share of the features that a tree tries at each split; as many as the square root of their number when empty."""
     folds: Annotated[int, Field(ge=2)] = 5
     """Folds of the cross-validation, grouped by subject."""
     bootstrap_samples: PositiveInt = 1000

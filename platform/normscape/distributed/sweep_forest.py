@@ -15,8 +15,9 @@ from normscape.distributed.sweep_search import Search
 from normscape.distributed.sweep_trials import Point
 from normscape.errors import UserError
 from normscape.scoring.detectors import grouped_folds
-from normscape.scoring.features import feature_columns, read_projections
+from normscape.scoring.features import Projections, feature_columns, read_projections
 from normscape.scoring.forest import ForestDetector
+from normscape.scoring.levels import levelled_features
 from normscape.stages.core import folder_name, stage_keys
 from normscape.sweepconfig import ForestSpace, ForestSweep
 
@@ -89,26 +90,26 @@ def cross_validate(point: Point, job: dict[str, Any]) -> list[dict[str, float]]:
     settings: dict[str, Any] = {name: (int(value),) for name, value in point.items() if name != "features"}
     areas = []
     for fit, held_out in grouped_folds(label, subject, folds=config.scoring.folds, seed=config.seed):
-        forest = ForestDetector(**settings, seed=config.seed).fit(features[fit], label[fit], subject[fit])
+        forest = ForestDetector(**settings, max_features=config.scoring.max_features, seed=config.seed).fit(
+            features[fit], label[fit], subject[fit]
+        )
         areas.append(float(roc_auc_score(label[held_out], forest.decision_function(features[held_out]))))
     folds = {f"fold/{number}": area for number, area in enumerate(areas, start=1)}
     return [{"step": len(areas), "score": float(np.mean(areas)), "fold_std": float(np.std(areas)), **folds}]
 
 
-def _training_rows(job: dict[str, Any], features: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _training_rows(job: dict[str, Any], chosen: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Features, labels and subjects of the training rows; nothing of the test rows leaves this function."""
     config = Config.model_validate(job["config"])
     table = read_projections(Path(job["projections"]))
     train = table.split == "train"
     columns = feature_columns(
-        list(table.columns), features, [a.column for a in config.value_attributes if a.column], path=table.path
+        list(table.columns), chosen, [a.column for a in config.value_attributes if a.column], path=table.path
     )
     label, subject = table.label[train], table.subject[train]
     grouped_folds(label, subject, folds=config.scoring.folds, seed=config.seed)
-    matrix = np.stack([table.columns[name][train] for name in columns], axis=1)
-    if not np.isfinite(matrix).all():
-        table.features(columns)  # names the columns
-    return matrix, label, subject
+    features = levelled_features if config.scoring.level == "calibration" else Projections.features
+    return features(table, columns)[train], label, subject
 
 
 def winner(point: Point) -> dict[str, Any]:

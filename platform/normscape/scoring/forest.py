@@ -34,6 +34,8 @@ class ForestDetector:
         max_depth: grid of maximum depths.
         n_estimators: grid of numbers of trees.
         min_samples_leaf: grid of smallest leaves.
+        max_features: share of the features, in (0, 1], that a tree tries at each split; as many as the square root of their
+            number when None.
         folds: of the cross-validation.
         seed: of the trees and the folds.
         jobs: threads.
@@ -51,6 +53,7 @@ class ForestDetector:
         max_depth: Sequence[int] = (3, 5, 7, 9, 11, 13),
         n_estimators: Sequence[int] = (100, 300),
         min_samples_leaf: Sequence[int] = (1,),
+        max_features: float | None = None,
         folds: int = 5,
         seed: int = 0,
         jobs: int = 1,
@@ -58,6 +61,7 @@ class ForestDetector:
         self.max_depth = tuple(max_depth)
         self.n_estimators = tuple(n_estimators)
         self.min_samples_leaf = tuple(min_samples_leaf)
+        self.max_features = max_features
         self.folds = folds
         self.seed = seed
         self.jobs = jobs
@@ -77,7 +81,7 @@ class ForestDetector:
             {"max_depth": depth, "n_estimators": trees, "min_samples_leaf": leaf}
             for depth, leaf, trees in itertools.product(self.max_depth, self.min_samples_leaf, self.n_estimators)
         ]
-        forest = RandomForestClassifier(random_state=self.seed, n_jobs=1)
+        forest = RandomForestClassifier(max_features=self.max_features or "sqrt", random_state=self.seed, n_jobs=1)
         if len(grid) == 1:
             self.grid_ = [{**grid[0], "mean_auroc": None, "std_auroc": None}]
             self.best_params_ = grid[0]
@@ -105,7 +109,7 @@ class ForestDetector:
     def with_best_settings(self) -> ForestDetector:
         """An unfitted detector whose grid is the one setting that was found; for out-of-fold scores."""
         best = {name: (value,) for name, value in self.best_params_.items()}
-        return ForestDetector(**best, folds=self.folds, seed=self.seed, jobs=self.jobs)
+        return ForestDetector(**best, max_features=self.max_features, folds=self.folds, seed=self.seed, jobs=self.jobs)
 
     def calibrate(self, features: Array, label: Labels) -> Self:
         """The threshold of the best accuracy on these rows."""
@@ -136,6 +140,7 @@ class ForestDetector:
             "max_depth": self.max_depth,
             "n_estimators": self.n_estimators,
             "min_samples_leaf": self.min_samples_leaf,
+            "max_features": self.max_features,
             "folds": self.folds,
             "seed": self.seed,
             "grid": self.grid_,
@@ -156,7 +161,7 @@ class ForestDetector:
             forest = skops.io.load(path, trusted=TRUSTED_TYPES)
             settings = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
             grid = {name: settings[name] for name in ("max_depth", "n_estimators", "min_samples_leaf", "folds", "seed")}
-            detector = cls(**grid)
+            detector = cls(**grid, max_features=settings.get("max_features"))
             detector.best_params_ = settings["best_params"]
             detector.grid_ = settings["grid"]
             threshold = float(settings["threshold"])

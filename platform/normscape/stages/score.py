@@ -2,7 +2,8 @@
 
 Reads `project/projections.parquet`. Detectors are fitted on the train split. Where there are calibration rows, of subjects
 that no network has seen, the thresholds are chosen on those: residuals of training subjects are too small to judge unseen
-ones by. Else they are chosen on the train split, as in the thesis. Test labels choose nothing. Writes:
+ones by. Else they are chosen on the train split, as in the thesis. With `scoring.level: calibration` the forests are fitted
+to, and measured on, training rows that were brought to the level of unseen normal images. Test labels choose nothing. Writes:
 
 - `scores.parquet`, rows aligned with those of the projections: sample_id, split, subject, label, `<detector>_score`, and
   `<detector>_out_of_fold`, the score of a training row by a detector fitted without its subject (null for other rows);
@@ -45,6 +46,7 @@ from normscape.scoring.features import (
     read_projections,
 )
 from normscape.scoring.forest import ForestDetector
+from normscape.scoring.levels import levelled_features
 from normscape.scoring.metrics import Metric, accuracy, auprc, auroc, bootstrap_by_subject, prevalence, roc_curve
 from normscape.stages.core import StageContext
 
@@ -121,6 +123,7 @@ def _fit_all(table: Projections, context: StageContext) -> dict[str, _Scored]:
             max_depth=scoring.max_depth,
             n_estimators=scoring.n_estimators,
             min_samples_leaf=scoring.min_samples_leaf,
+            max_features=scoring.max_features,
             folds=scoring.folds,
             seed=config.seed,
             jobs=jobs,
@@ -141,7 +144,8 @@ def _fit_all(table: Projections, context: StageContext) -> dict[str, _Scored]:
     scored = {}
     for done, (name, columns, make) in enumerate(plan):
         context.recorder.progress(done, len(plan), "detector")
-        features = table.features(columns)
+        level = make is forest and scoring.level == "calibration"
+        features = levelled_features(table, columns) if level else table.features(columns)
         try:
             detector = make().fit(features[train], table.label[train], table.subject[train])
             if calibration.any():
