@@ -8,7 +8,7 @@ import pytest
 
 from normscape.benchmark.untrained import untrained_inputs
 from normscape.config import Config
-from normscape.distributed.projection_benchmark import Pace, measure, tiny_experiment
+from normscape.distributed.projection_benchmark import Pace, measure, side_by_side, tiny_experiment
 from normscape.stages.project import in_this_process
 from normscape.stages.shards import plan_shards
 
@@ -38,3 +38,4 @@ def test_the_tiny_experiment_has_as_many_samples_as_asked_and_runs(tmp_path: Pat
     assert (pace.shards, pace.images, pace.first_images) == (4, 100, 25)
     assert 0 < pace.first < pace.seconds
     assert pace.working < pace.seconds
+    assert side_by_side(config, inputs, 2) > 0

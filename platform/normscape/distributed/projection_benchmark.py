@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import resource
 import subprocess
@@ -124,6 +125,20 @@ def measure(config: Config, inputs: Mapping[str, Path], workers: project.Workers
     return Pace(marks[0], marks[-1], len(results), total, results[0].images, working, results[0].seconds)
 
 
+def side_by_side(config: Config, inputs: Mapping[str, Path], count: int) -> float:
+    """Images per second of so many bare loops at once, a process of one thread each and all shards in each, added up.
+
+    What the cores themselves give when all are busy: they share caches and memory, and may be two halves of one.
+    """
+    with multiprocessing.get_context("spawn").Pool(count) as pool:
+        return sum(pool.starmap(_bare_pace, [(config, inputs)] * count, chunksize=1))
+
+
+def _bare_pace(config: Config, inputs: Mapping[str, Path]) -> float:
+    torch.set_num_threads(1)
+    return measure(config, inputs, project.in_this_process).images_per_second
+
+
 def projection_scaling(config: Config, folder: Path, *, actors: Sequence[int] = (1, 2)) -> dict[str, float]:
     """Pace of the bare loop and of pools, and what Ray costs.
 
@@ -134,6 +149,7 @@ def projection_scaling(config: Config, folder: Path, *, actors: Sequence[int] = 
 
     Returns:
         - `bare_images_per_second`, `<n>_actors_images_per_second`, and `<n>_actors_speedup` over the first pool;
+        - `<n>_bare_speedup`: of as many bare loops side by side over one, the most that a pool could reach on these cores;
         - `start_seconds`: until a pool's first shard begins, beyond what loading takes in the bare loop;
         - `shard_seconds`: between two shards; `slowdown`: a shard's time in an actor against the bare loop;
         - `cost_share`: what start and waiting add to ten minutes of such shards.
@@ -154,6 +170,8 @@ def projection_scaling(config: Config, folder: Path, *, actors: Sequence[int] = 
     for n, pace in pools.items():
         result[f"{n}_actors_images_per_second"] = pace.images_per_second
         result[f"{n}_actors_speedup"] = pace.images_per_second / one.images_per_second
+        if n > 1:
+            result[f"{n}_bare_speedup"] = side_by_side(config, inputs, n) / bare.images_per_second
     cost = (start + shard * LONG_SECONDS / after) / LONG_SECONDS
     return result | {"start_seconds": start, "shard_seconds": shard, "slowdown": in_actor / after, "cost_share": cost}
 
