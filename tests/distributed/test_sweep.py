@@ -134,7 +134,7 @@ def test_failed_trials_are_reported_and_tried_again_on_request(local_ray: None, 
     said: list[str] = []
     result = run(path, say=said.append)
     assert [trial.point["features"] for trial in result.failed] == ["residuals", "residuals"]
-    assert all("residual_l2 (1 of 160 rows)" in trial.reason for trial in result.failed)
+    assert all("residual_l2 (1 of 120 rows)" in trial.reason for trial in result.failed)
     assert result.best.point["features"] == "thesis"
     text = failures(result.trials)
     assert text.startswith("2 of 4 trials FAILED:")
@@ -143,7 +143,7 @@ def test_failed_trials_are_reported_and_tried_again_on_request(local_ray: None, 
     table = pd.read_parquet(result.folder / "trials.parquet").set_index("status")
     assert table.loc["failed", "error"].str.contains("residual_l2").all()
     assert table.loc["failed", "score"].isna().all()
-    assert "residual_l2 (1 of 160 rows)" in (result.folder / "index.html").read_text()
+    assert "residual_l2 (1 of 120 rows)" in (result.folder / "index.html").read_text()
     _, children = recorded(tmp_path, "toy")
     assert sorted(r.info.status for r in children) == ["FAILED", "FAILED", "FINISHED", "FINISHED"]
     assert all("residual_l2" in r.data.tags["normscape.error"] for r in children if r.info.status == "FAILED")
@@ -310,6 +310,44 @@ def start_job(path: Path) -> subprocess.Popen[str]:
     }
     command = [sys.executable, str(ROOT / "jobs" / "sweep.py"), "--config", str(path), "--runs-dir", str(folder / "runs")]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.cluster
+def test_killed_forest_sweep_goes_on(tmp_path: Path, config: Config) -> None:
+    """SIGKILL of the driver after its first trial: run again, it keeps what ended and gives what an undisturbed sweep gives."""
+    space = SPACE | {"max_depth": [2, 3, 4, 5], "n_estimators": [200]}
+    path = write_forest(tmp_path, config, space=space, max_concurrent=1)
+    sweep, loaded, _ = load_sweep(path)
+    folder = sweep_folder(sweep, loaded, tmp_path / "runs")
+    process = start_job(path)
+    deadline = time.monotonic() + 600
+    while not any(trial.status == "finished" for trial in read_trials(folder)):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    ended = {trial.key for trial in read_trials(folder) if trial.status == "finished"}
+    assert 1 <= len(ended) < 8
+    assert not (folder / "sweep.json").exists()
+    texts = {key: text for key, text in records(folder).items() if key in ended}
+
+    process = start_job(path)
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    assert f"{len(ended)} of 8 trials are done already" in err
+    assert "best.yaml" in out
+    assert {key: text for key, text in records(folder).items() if key in ended} == texts
+    after = read_trials(folder)
+    assert [trial.status for trial in after] == ["finished"] * 8
+    job = {"projections": str(table_path(tmp_path, config)), "config": config.model_dump(mode="json")}
+    for trial in after:
+        assert trial.reports[-1]["score"] == cross_validate(trial.point, job)[0]["score"]
+
+    parent, children = recorded(tmp_path, "toy")
+    assert parent.info.status == "FINISHED"
+    assert len(children) == 8
+    assert {r.info.status for r in children} == {"FINISHED"}
 
 
 @pytest.mark.cluster

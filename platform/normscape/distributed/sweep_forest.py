@@ -15,7 +15,7 @@ from normscape.distributed.sweep_search import Search
 from normscape.distributed.sweep_trials import Point
 from normscape.errors import UserError
 from normscape.scoring.detectors import grouped_folds
-from normscape.scoring.features import Projections, feature_columns, read_projections
+from normscape.scoring.features import CALIBRATION, feature_columns, read_projections
 from normscape.scoring.forest import ForestDetector
 from normscape.scoring.levels import levelled_features
 from normscape.stages.core import folder_name, stage_keys
@@ -101,15 +101,16 @@ def cross_validate(point: Point, job: dict[str, Any]) -> list[dict[str, float]]:
 def _training_rows(job: dict[str, Any], chosen: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Features, labels and subjects of the training rows; nothing of the test rows leaves this function."""
     config = Config.model_validate(job["config"])
-    table = read_projections(Path(job["projections"]))
+    table = read_projections(Path(job["projections"])).of("train", CALIBRATION)
     train = table.split == "train"
     columns = feature_columns(
         list(table.columns), chosen, [a.column for a in config.value_attributes if a.column], path=table.path
     )
     label, subject = table.label[train], table.subject[train]
     grouped_folds(label, subject, folds=config.scoring.folds, seed=config.seed)
-    features = levelled_features if config.scoring.level == "calibration" else Projections.features
-    return features(table, columns)[train], label, subject
+    if config.scoring.level == "calibration":
+        return levelled_features(table, columns)[train], label, subject
+    return table.of("train").features(columns), label, subject
 
 
 def winner(point: Point) -> dict[str, Any]:

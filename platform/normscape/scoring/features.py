@@ -45,6 +45,12 @@ class Projections:
     def __len__(self) -> int:
         return len(self.label)
 
+    def of(self, *splits: str) -> Projections:
+        """The rows of some splits."""
+        rows = np.isin(self.split, splits)
+        columns = {name: column[rows] for name, column in self.columns.items()}
+        return Projections(self.path, self.sample_id[rows], self.subject[rows], self.split[rows], self.label[rows], columns)
+
     def features(self, names: Sequence[str]) -> NDArray[np.float64]:
         """Columns side by side, `(N, len(names))`.
 
