@@ -1,4 +1,4 @@
-"""`normscape prepare`: raw T1 scans into a prepared cohort and a page that shows how good they are."""
+"""`normscape prepare`: raw T1 scans into a prepared cohort and a page; scans with lesions into a table of cases."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from rich.text import Text
 
 from normscape.console import ConsoleListener
 from normscape.datasets.cohort import Cohort, read_bids, read_ixi, read_table
+from normscape.datasets.lesions import LAYOUTS, read_lesions, write_cases
 from normscape.errors import UserError
 from normscape.preprocessing.settings import PreprocessingSettings
 from normscape.report.words import duration
@@ -143,6 +144,37 @@ def prepare_bids(
     cohort = read_bids(root, name=name, require_age=not keep_unknown_ages)
     where = out or COHORTS / _slug(f"{cohort.name}-{spacing}mm")
     prepare_and_report(cohort, settings, where, workers=workers, address=address, quiet=quiet)
+
+
+@prepare_app.command("cases")
+def prepare_cases(
+    source: Annotated[Path, typer.Argument(metavar="FOLDER|TABLE", help="Scans with lesions: a folder, or a table of scans.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="The table of cases; cases.csv in the folder otherwise.")
+    ] = None,
+    layout: Annotated[
+        str | None, typer.Option("--layout", metavar="NAME", help=f"{', '.join(LAYOUTS)}; found out when not given.")
+    ] = None,
+    ages: Annotated[Path | None, typer.Option("--ages", metavar="FILE", help="A table with subjects and ages.")] = None,
+    strip: Annotated[
+        str | None,
+        typer.Option("--strip", metavar="HOW", help="Who finds the brain, in all: deepbet, hdbet, mask, or none."),
+    ] = None,
+) -> None:
+    """Find scans with lesions and write the table that `brains.cases` takes; the scans stay where they are."""
+    if strip is not None:
+        _settings(strip=strip)
+    found = read_lesions(source, layout=layout, ages=ages, strip=strip)
+    out = out or (source if source.is_dir() else source.parent) / "cases.csv"
+    if out.absolute() == source.absolute():
+        raise UserError(f"--out {out}: this is the table that is read; name another file")
+    write_cases(found, out)
+    marked = sum(case.lesion is not None for case in found.cases)
+    known = sum(case.age_years is not None for case in found.cases)
+    sys.stdout.write(f"{out}: {len(found.cases)} cases ({found.layout}), {marked} with a lesion's mask, {known} with an age\n")
+    for dropped in found.dropped:  # all of them: there is no page to look them up in
+        sys.stdout.write(f"left out: {dropped.subject or dropped.path.name}: {dropped.reason}\n")
+    sys.stdout.write(f"map them with `normscape run CONFIG --set brains.cases={out}`\n")
 
 
 def prepare_and_report(

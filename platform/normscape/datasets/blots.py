@@ -20,11 +20,7 @@ from torch import Tensor
 
 from normscape.config import DataConfig
 from normscape.datasets.patches import INTENSITY_RANGE_SD
-
-WAVES = 6
-"""Plane waves that make the edge wavy."""
-SHORTEST_SHARE = 0.3
-"""The edge stays at least this share of the radius away from the centre."""
+from normscape.datasets.shapes import Box, WavyBall, WavyEdge, place_in
 
 
 @dataclass(frozen=True)
@@ -134,6 +130,61 @@ class BlotBatch:
     """float32 (B, C)."""
 
 
+@dataclass(frozen=True)
+class BlotShape:
+    """Where a blot lies; and the colour that belongs to it, for those that are painted with one."""
+
+    cover: NDArray[np.float32]
+    """(*S) in [0, 1]: how much of a pixel is covered."""
+    box: Box
+    """Part of the image outside of which nothing is covered."""
+    radius_px: float
+    """Nominal radius, in pixels."""
+    center: NDArray[np.float64]
+    """(dims,), in pixels; the first pixel spans 0 to 1."""
+    color: NDArray[np.float64]
+    """(C,), uniform in [-intensity_max, intensity_max]."""
+
+
+def draw_shape(
+    random: np.random.Generator,
+    spec: BlotSpec | BrainBlotSpec,
+    shape: Sequence[int],
+    channels: int,
+    brain: NDArray[np.bool_] | None = None,
+) -> BlotShape:
+    """Draw where a blot lies.
+
+    The edge lies at r (1 + a n(u)) from the centre in direction u, where r is the radius, a the waviness, and n a sum of plane
+    waves (`shapes.WavyEdge`): star-shaped, in any number of dimensions.
+
+    Args:
+        random: where random numbers come from.
+        spec: what blots look like.
+        shape: (*S) of the image.
+        channels: of the image.
+        brain: (*S), not empty: the centre is uniform over it, and only it is covered. When None, the centre is uniform over the
+            image and everything may be covered.
+    """
+    dims, side = len(shape), min(shape)
+    # The shape is drawn before the colour: it is the same for images of one channel and of three.
+    center = random.uniform(size=dims) * shape
+    radius = spec.radius(random.uniform(), side)
+    edge = WavyEdge.draw(random, dims, spec.wave_frequency)
+    color = random.uniform(-spec.intensity_max, spec.intensity_max, size=channels)
+    if brain is not None:
+        center = place_in(brain, random)
+    softness = max(spec.softness(side), 1e-9)
+    ball = WavyBall(center, radius, spec.waviness(radius), edge)
+    box = (slice(None),) * dims if brain is None else ball.box(shape, softness)
+    beyond, _ = ball.beyond(shape, box)
+    cover = np.zeros(tuple(shape), np.float32)
+    cover[box] = (0.5 - beyond / softness).clip(0, 1)
+    if brain is not None:
+        cover *= brain
+    return BlotShape(cover, box, float(radius), center, color)
+
+
 def draw_blot(
     image: Tensor,
     seed: int,
@@ -142,9 +193,6 @@ def draw_blot(
     mask: Tensor | None = None,
 ) -> Blot:
     """Draw the blot of (seed, sample_id) into a copy of the image.
-
-    The edge lies at r (1 + a n(u)) from the centre in direction u, where r is the radius, a the waviness, and n a sum of K plane
-    waves sqrt(2 / K) cos(f_k . u + phi_k) on the unit circle (sphere), less its mean: star-shaped, in any number of dimensions.
 
     Args:
         image: float (C, *S) in [-1, 1]; a picture, a patch or a whole volume.
@@ -159,54 +207,25 @@ def draw_blot(
     """
     spec = spec or BlotSpec()
     shape = tuple(image.shape[1:])
-    dims, side = len(shape), min(shape)
+    brain = None if mask is None else mask.detach().cpu().numpy().reshape(shape) > 0
+    if brain is not None and not brain.any():
+        raise ValueError(f"sample {sample_id}: its brain mask is empty, there is no place for a blot")
     random = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, sample_id])))
-    # The shape is drawn before the colour: it is the same for images of one channel and of three.
-    center = random.uniform(size=dims) * shape
-    radius = spec.radius(random.uniform(), side)
-    frequencies = random.normal(scale=spec.wave_frequency, size=(WAVES, dims))
-    phases = random.uniform(0, 2 * np.pi, size=WAVES)
-    circle = random.normal(size=(256, dims))
-    color = random.uniform(-spec.intensity_max, spec.intensity_max, size=image.shape[0])
-    waviness, softness = spec.waviness(radius), max(spec.softness(side), 1e-9)
-    box = (slice(None),) * dims
-    if mask is not None:
-        brain = mask.detach().cpu().numpy().reshape(shape) > 0
-        voxels = np.flatnonzero(brain)
-        if not len(voxels):
-            raise ValueError(f"sample {sample_id}: its brain mask is empty, there is no place for a blot")
-        center = np.array(np.unravel_index(voxels[int(random.uniform() * len(voxels))], shape)) + random.uniform(size=dims)
-        # Nothing farther away can be painted: the sum of all waves at most, less the same.
-        reach = radius * (1 + waviness * 2 * np.sqrt(2 * WAVES)) + softness + 1
-        box = tuple(slice(max(int(c - reach), 0), int(c + reach) + 1) for c in center)
+    blot = draw_shape(random, spec, shape, image.shape[0], brain)
+    painted = torch.from_numpy(blot.cover).to(image.device)
 
-    def waves(directions: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.sqrt(2 / WAVES) * np.cos(directions @ frequencies.T + phases).sum(axis=-1)
-
-    axes = (np.arange(n, dtype=np.float64)[part] + 0.5 for n, part in zip(shape, box, strict=True))
-    offset = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1) - center  # (*S, dims), of the box
-    distance = np.linalg.norm(offset, axis=-1)
-    direction = offset / np.maximum(distance, 1e-9)[..., None]
-    mean = waves(circle / np.linalg.norm(circle, axis=1, keepdims=True)).mean()
-    edge = radius * np.maximum(1 + waviness * (waves(direction) - mean), SHORTEST_SHARE)
-    cover = np.zeros(shape, np.float32)
-    cover[box] = (0.5 - (distance - edge) / softness).clip(0, 1)
-    if mask is not None:
-        cover *= brain
-    painted = torch.from_numpy(cover).to(image.device)
-
-    paint = torch.from_numpy(color.astype(np.float32)).to(image.device).view(-1, *[1] * dims)
+    paint = torch.from_numpy(blot.color.astype(np.float32)).to(image.device).view(-1, *[1] * len(shape))
     below = image.to(torch.float32)
     difference = (paint - below).abs().mean(dim=0)
     covered = float(painted.sum())
     return Blot(
         image=torch.lerp(below, paint.expand_as(below), painted),
         mask=painted,
-        radius_px=float(radius),
-        radius_mm=float(radius) * spec.spacing_mm if isinstance(spec, BrainBlotSpec) else float("nan"),
+        radius_px=blot.radius_px,
+        radius_mm=blot.radius_px * spec.spacing_mm if isinstance(spec, BrainBlotSpec) else float("nan"),
         contrast=float((difference * painted).sum()) / covered if covered > 0 else 0.0,
-        center_px=tuple(float(c) - 0.5 for c in center),
-        color=tuple(float(c) for c in color),
+        center_px=tuple(float(c) - 0.5 for c in blot.center),
+        color=tuple(float(c) for c in blot.color),
     )
 
 

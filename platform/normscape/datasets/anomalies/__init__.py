@@ -63,7 +63,23 @@ class AnomalyFamily(Protocol):
         """
 
 
-FAMILIES: dict[str, str] = {}
+_HERE = "normscape.datasets.anomalies"
+FAMILIES: dict[str, str] = {
+    "standard": f"{_HERE}.blots:StandardBlots",
+    "clear": f"{_HERE}.blots:ClearBlots",
+    "matched": f"{_HERE}.blots:MatchedBlots",
+    "textured": f"{_HERE}.blots:TexturedBlots",
+    "foreign": f"{_HERE}.foreign:Foreign",
+    "tumour": f"{_HERE}.masses:Tumour",
+    "haemorrhage": f"{_HERE}.masses:Haemorrhage",
+    "infarct": f"{_HERE}.infarct:Infarct",
+    "white_matter": f"{_HERE}.white_matter:WhiteMatterLesions",
+    "atrophy": f"{_HERE}.atrophy:Atrophy",
+    "ghosting": f"{_HERE}.artefacts:Ghosting",
+    "motion": f"{_HERE}.artefacts:Motion",
+    "spike": f"{_HERE}.artefacts:Spike",
+    "wrap": f"{_HERE}.artefacts:Wrap",
+}
 """Built-in families: name to `module:Class`."""
 
 
