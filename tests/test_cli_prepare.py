@@ -139,6 +139,33 @@ def test_ixi_and_bids(app: typer.Typer, tmp_path: Path) -> None:
     assert np.array_equal(*volumes)
 
 
+def test_cases(app: typer.Typer, tmp_path: Path) -> None:
+    """Scans with lesions become a table beside them, or where `--out` says; what is left out is said, and what to do next."""
+    atlas = load_atlas(4)
+    for name in ("data/one/t1.nii.gz", "data/one/mask.nii.gz", "data/two/t1.nii.gz"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        sitk.WriteImage(atlas.image(atlas.t1), str(tmp_path / name))
+    (tmp_path / "data" / "bad").mkdir()
+    (tmp_path / "data" / "bad" / "t1.nii.gz").write_bytes(b"no image")
+    result = CliRunner().invoke(app, ["prepare", "cases", str(tmp_path / "data"), "--strip", "none"])
+    assert result.exit_code == 0, result.output
+    table = tmp_path / "data" / "cases.csv"
+    assert f"{table}: 2 cases (subjects), 1 with a lesion's mask, 0 with an age" in result.output
+    assert "left out: bad: its scan t1.nii.gz is not a readable image" in result.output
+    assert f"--set brains.cases={table}" in result.output
+    assert table.read_text() == (
+        "path,id,age,lesion,mask,strip\none/t1.nii.gz,one,,one/mask.nii.gz,,none\ntwo/t1.nii.gz,two,,,,none\n"
+    )
+    for arguments, kind, message in (
+        ([str(tmp_path / "data"), "--strip", "x"], UserError, "--strip x: "),
+        ([str(table)], UserError, "this is the table that is read"),
+        ([str(tmp_path / "none")], DataError, "no such folder or table"),
+    ):
+        wrong = CliRunner().invoke(app, ["prepare", "cases", *arguments])
+        assert isinstance(wrong.exception, kind)
+        assert message in str(wrong.exception)
+
+
 def test_mistakes(app: typer.Typer, tmp_path: Path) -> None:
     """Each in one clear message; several options that are wrong are named together."""
     table = tmp_path / "t.csv"

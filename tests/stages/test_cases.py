@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import SimpleITK as sitk
 
+from normscape.datasets.lesions import read_lesions, write_cases
 from normscape.errors import DataError
 from normscape.stages.cases import PANELS, map_cases
 from normscape.stages.scan import ScanModel
@@ -56,6 +57,22 @@ def test_cases_are_mapped_and_measured(table: Path, model: ScanModel, tmp_path: 
     assert not pictures[1, PANELS.index("lesion")].any()
     assert anomaly[lesion].mean() > anomaly[(anomaly > 0) & ~lesion].mean()
     assert told[-1][0] <= told[-1][1]
+
+
+def test_a_folder_of_lesions_goes_through_the_same_door(table: Path, model: ScanModel, tmp_path: Path) -> None:
+    """Scan and mask of a folder, read by their names, are mapped and measured like a case that a table names."""
+    subject = table.parent / "data" / "ms-1"
+    subject.mkdir(parents=True)
+    (table.parent / "odd.nii.gz").rename(subject / "t1_mprage.nii.gz")
+    (table.parent / "lesion.nii.gz").rename(subject / "lesion_mask.nii.gz")
+    (subject.parent / "ages.csv").write_text("id,age\nms-1,63\n", encoding="utf-8")
+    cases = table.parent / "cases.csv"
+    write_cases(read_lesions(subject.parent, ages=subject.parent / "ages.csv", strip="none"), cases)
+    map_cases(cases, model, tmp_path)
+    (row,) = pq.read_table(tmp_path / "cases.parquet").to_pylist()
+    assert (row["name"], row["age_years"], row["reason"]) == ("ms-1", 63.0, "")
+    assert row["score_auroc"] > 0.95
+    assert row["lesion_ml"] == pytest.approx(4 / 3 * np.pi * 16**3 / 1000, rel=0.2)
 
 
 def test_lesions_outside_the_folder(table: Path, model: ScanModel, tmp_path: Path) -> None:

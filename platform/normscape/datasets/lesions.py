@@ -134,7 +134,7 @@ def write_cases(found: LesionCases, out: Path) -> None:
     aside = out.with_name(f"{out.name}.tmp")
     try:
         with aside.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([COLUMNS, *rows])
+            csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
         aside.replace(out)
     except OSError as error:
         raise DataError(f"{out}: cannot be written ({error.strerror})") from error

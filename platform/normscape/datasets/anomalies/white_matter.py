@@ -29,7 +29,7 @@ VENTRICLE_DEPTH_MM = 14.0
 """Fluid at least so far inside the brain is a ventricle's."""
 NEAR_MM = 10.0
 """So near to a ventricle most foci lie."""
-ELSEWHERE_WEIGHT = 0.1
+ELSEWHERE_WEIGHT = 0.05
 """How much less likely a focus lies at a place that is not near a ventricle."""
 LEAST_RADIUS_MM = 1.5
 WAVINESS, WAVE_FREQUENCY, SOFT_MM = 0.25, 2.5, 1.0
