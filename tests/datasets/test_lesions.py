@@ -79,7 +79,7 @@ def test_bids(tmp_path: Path) -> None:
 
 
 def test_folders_of_subjects(tmp_path: Path) -> None:
-    """Plain names, names with the subject in front, brain masks, a stripped scan, and sessions whose masks lie in a folder beside."""
+    """Plain names, names with the subject in front, brain masks, a stripped scan, and sessions whose masks lie beside."""
     write(tmp_path, "ms-07/t1.nii.gz", "ms-07/mask.nii.gz", "ms-07/flair.nii.gz", "ms-07/t1_gd.nii.gz")
     names = ("T1W", "T1WKS", "T2W", "consensus_gt", "brainmask")
     write(tmp_path, *(f"patient01/patient01_{part}.nii.gz" for part in names))

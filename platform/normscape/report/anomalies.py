@@ -54,9 +54,8 @@ def anomaly_sheet(
             area = _plane(mask[None], mask)[..., 0] >= 0.5
             lines[-1] += [np.moveaxis(part, -1, 0) for part in (plain, changed, outlined(changed, area))]
     sheet = mosaic(lines, gap=2)
-    pitch, height = (sheet.shape[1] + 2) / len(lines[0]), (sheet.shape[0] + 2) / len(lines)
-    heads = ("normal", "anomaly", "mask")
-    columns = [((i + 0.5) * pitch - 1, heads[i % 3]) for i in range(len(lines[0]))]
+    width, height = (sheet.shape[1] + 2) / len(batch), (sheet.shape[0] + 2) / len(lines)
+    columns = [((i + 0.5) * width - 1, f"image {sample_id}") for i, sample_id in enumerate(sample_ids)]
     return framed(sheet, theme, columns, [((i + 0.5) * height - 1, name) for i, name in enumerate(families)])
 
 

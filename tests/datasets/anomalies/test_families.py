@@ -12,6 +12,7 @@ import torch
 from normscape.config import PluginConfig
 from normscape.datasets.anomalies import FAMILIES, AnomalyBatch, Scene, load_family
 from normscape.datasets.anomalies.drawing import Canvas, Painted, draw_each
+from normscape.datasets.anomalies.masses import Tumour
 from normscape.datasets.batches import ImageBatch
 from normscape.errors import ConfigError, DataError
 
@@ -123,7 +124,7 @@ def test_an_empty_batch(name: str, scenery: Callable) -> None:
 
 def test_settings() -> None:
     """Sizes of lesions can be set; what makes no sense is refused with the family's name."""
-    assert load_family(PluginConfig(name="big", use="tumour", settings={"radius_max_mm": 20})).radius_max_mm == 20
+    assert load_family(PluginConfig(name="big", use="tumour", settings={"radius_max_mm": 20})) == Tumour(radius_max_mm=20)
     for name, settings, message in (
         ("tumour", {"radius_max_mm": 2}, "radius_min_mm 5.0 and radius_max_mm 2"),
         ("haemorrhage", {"radius_min_mm": -1}, "radius_min_mm -1"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ MOTION_CUTS = ((0.15, 0.42), (0.58, 0.85))
 """Shares of the lines after which the head moves: the middle ones, which make most of the image, are of one pose."""
 SPIKE_WAVELENGTH_MM, SPIKE_SD = (6.0, 20.0), (0.4, 1.2)
 """Distance between stripes, and their height in standard deviations of the brain's intensities."""
-WRAP_SHARE, WRAP_STRENGTH = (0.4, 0.8), (0.3, 0.7)
+WRAP_SHARE, WRAP_STRENGTH = (0.4, 0.8), (0.1, 0.4)
 """How far the head is folded over, as a share of the brain's extent, and how strong."""
 
 Signal = NDArray[np.float32]
@@ -170,6 +170,6 @@ def _lines(signal: Signal, axis: int) -> NDArray[np.complexfloating]:
     return np.fft.fftshift(np.fft.fft(signal, axis=axis), axes=axis)
 
 
-def _along(values: NDArray[np.generic], axis: int, dims: int) -> NDArray[np.generic]:
+def _along(values: NDArray[Any], axis: int, dims: int) -> NDArray[Any]:
     """Values (N,) of an axis in a shape that fits an image of `dims` axes."""
     return values.reshape([-1 if i == axis else 1 for i in range(dims)])

@@ -26,7 +26,7 @@ NEAR_MM = 4.0
 """The ball's middle lies at most so far from fluid."""
 REACH_MM = 8.0
 """Tissue so far from fluid does not move."""
-STEPS = 8
+STEPS = 6
 """Steps in which a place is followed towards the fluid."""
 LEAST_SLOPE = 0.25
 """Where the distance from fluid changes less than this from voxel to voxel, places move less: there is no clear way down."""
@@ -100,9 +100,12 @@ def _towards_fluid(
     distance = ndimage.gaussian_filter(distance_to(fluid) - distance_to(~fluid), 1.0)  # negative in fluid
     slope = [np.gradient(distance, axis=axis) for axis in range(fluid.ndim)]
     step = way * (1 - (distance / reach).clip(0, 1) ** 2) ** 2 / STEPS
-    place = np.indices(fluid.shape).astype(np.float64)
+    moving = step > 0
+    place, step = np.argwhere(moving).T.astype(np.float64), step[moving]
     for _ in range(STEPS):
         direction = np.stack([ndimage.map_coordinates(part, place, order=1, mode="nearest") for part in slope])
         length = np.maximum(np.linalg.norm(direction, axis=0), LEAST_SLOPE)
         place -= step * direction / length
-    return np.asarray(ndimage.map_coordinates(values, place, order=1, mode="nearest"), np.float32)
+    result = values.astype(np.float32)
+    result[moving] = ndimage.map_coordinates(values, place, order=1, mode="nearest")
+    return result

@@ -127,7 +127,7 @@ def _mean_below(image: FloatArray, blot: BlotShape) -> NDArray[np.float64]:
     cover = blot.cover[blot.box].astype(np.float64)
     total = float(cover.sum())
     if total == 0:  # too small to cover any pixel's middle: what lies at its centre
-        return image[(slice(None), *(int(c) for c in blot.center))].astype(np.float64)
+        return np.array([channel[tuple(int(c) for c in blot.center)] for channel in image], np.float64)
     return np.asarray((image[(slice(None), *blot.box)] * cover).reshape(len(image), -1).sum(axis=1) / total)
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import ndimage
 
 from normscape.datasets.anomalies import AnomalyBatch, Scene
@@ -108,7 +109,7 @@ class Haemorrhage:
 
         def paint(canvas: Canvas, random: np.random.Generator) -> Painted:
             radius = random.uniform(self.radius_min_mm, self.radius_max_mm)
-            fresh, bright = random.uniform(-0.8, -0.2), random.uniform(1.8, 2.7)
+            fresh, bright = random.uniform(GREY_SD - 0.6, GREY_SD), random.uniform(WHITE_SD + 0.8, 2.7)
             core_sd, rim_sd = ((fresh, fresh), (fresh, bright), (bright, bright))[random.integers(3)]
             mass = _Mass(
                 radius=radius, waviness=random.uniform(0.1, 0.25), rim=random.uniform(0.2, 0.4) * radius, core_sd=core_sd,
@@ -148,7 +149,12 @@ def _drawn(canvas: Canvas, mass: _Mass, random: np.random.Generator) -> Painted:
 
 
 def _pushed(
-    before: FloatArray, canvas: Canvas, box: Box, beyond: FloatArray, outward: FloatArray, push: float
+    before: FloatArray,
+    canvas: Canvas,
+    box: Box,
+    beyond: NDArray[np.floating],
+    outward: NDArray[np.floating],
+    push: float,
 ) -> tuple[FloatArray, FloatArray]:
     """The tissue of a box pushed away from a mass, and how much of a place has visibly changed by it.
 

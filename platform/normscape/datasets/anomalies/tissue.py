@@ -13,9 +13,9 @@ from scipy import ndimage
 from normscape.datasets.anomalies.drawing import Canvas, FloatArray
 from normscape.datasets.patches import INTENSITY_RANGE_SD
 
-CSF_SD, GREY_SD, WHITE_SD = -2.0, -0.2, 0.9
-"""Typical intensities of fluid, grey and white matter in T1."""
-FLUID_BELOW_SD, WHITE_ABOVE_SD = -1.2, 0.4
+CSF_SD, GREY_SD, WHITE_SD = -2.0, 0.1, 1.1
+"""Typical intensities of fluid, grey and white matter in T1: where the histograms of stripped scans have their peaks."""
+FLUID_BELOW_SD, WHITE_ABOVE_SD = -1.0, 0.6
 """Where smoothed intensities change from fluid to grey, and from grey to white matter."""
 NOISE_MM = 1.0
 """Standard deviation of the Gaussian that is laid over an image before tissues are told apart."""
@@ -29,7 +29,7 @@ def intensity_sd(canvas: Canvas) -> FloatArray:
 def painted_sd(canvas: Canvas, changed_sd: FloatArray, place: tuple[slice, ...]) -> FloatArray:
     """The image (1, *S) with a part of it replaced by intensities in standard deviations."""
     image = canvas.image.copy()
-    image[(0, *place)] = changed_sd / np.float32(INTENSITY_RANGE_SD)
+    image[0][place] = changed_sd / np.float32(INTENSITY_RANGE_SD)
     return image
 
 
