@@ -31,7 +31,8 @@ def anomaly_sheet(
 ) -> Figure:
     """Families as rows; for each image the image, the image with its anomaly, and the same with the mask's outline.
 
-    Of volumes the slice across the first axis that holds most of the mask is shown; the middle one where there is no anomaly.
+    Of volumes the axial slice that holds most of the mask is shown, the middle one where there is no anomaly: the subject's right at
+    the left, the front up.
 
     Args:
         families: name to family, in the order of the rows.
@@ -71,4 +72,4 @@ def _plane(image: NDArray[np.generic], mask: NDArray[np.floating]) -> Pictures:
         return flat(image)
     held = mask.sum(axis=(1, 2))
     place = int(held.argmax()) if held.any() else len(held) // 2
-    return flat(image[:, place])
+    return flat(image[:, place, ::-1, ::-1])
