@@ -31,8 +31,8 @@ def anomaly_sheet(
 ) -> Figure:
     """Families as rows; for each image the image, the image with its anomaly, and the same with the mask's outline.
 
-    Of volumes the axial slice that holds most of the mask is shown, the middle one where there is no anomaly: the subject's right at
-    the left, the front up.
+    Of volumes the axial slice that holds most of the mask is shown, the middle one where there is no anomaly, with the subject's
+    right at the left and the front up.
 
     Args:
         families: name to family, in the order of the rows.
