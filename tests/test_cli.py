@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
 import normscape
 from normscape import cli
@@ -49,11 +55,136 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 
 
 def test_version_and_help(command) -> None:
+    """Commands stand under headings; examples and exit codes keep their lines."""
     assert command("--version") == (0, f"normscape {normscape.__version__}\n", "")
     code, out, _ = command("--help")
     assert code == 0
-    for name in ("run", "status", "doctor", "config", "report"):
-        assert name in out
+    for name in ("run", "status", "doctor", "config", "report", "init", "export", "import"):
+        assert re.search(rf"^  {name} +\w", out, re.MULTILINE), name
+    headings = re.findall(r"^(\w[\w ]*):$", out, re.MULTILINE)
+    assert headings == ["Options", "Experiments", "Data", "Trained systems", "This program"]
+    assert "\n    normscape run configs/chairs/demo.yaml\n" in out
+    assert re.search(r"^ +2 +a mistake that you can mend", out, re.MULTILINE)
+    assert re.search(r"^ +130 +stopped by Ctrl-C or SIGTERM", out, re.MULTILINE)
+
+
+def every_command(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The words of every command that is no group."""
+    for name, found in group.commands.items():
+        if hasattr(found, "commands"):
+            yield from every_command(found, (*path, name))
+        else:
+            yield (*path, name)
+
+
+def test_every_command_explains_itself(command) -> None:
+    """A first line that is not cut in the list, words for every option, and examples that this very command can read."""
+    group: Any = typer.main.get_command(cli.app)
+    for words in every_command(group):
+        found: Any = group
+        for word in words:
+            found = found.commands[word]
+        assert "..." not in found.get_short_help_str(80), words
+        assert all(option.help for option in found.params if option.param_type_name == "option"), words
+        code, out, _ = command(*words, "--help")
+        assert code == 0
+        if words not in (("config", "reference"),):
+            examples = [line.strip() for line in out.partition("Examples:")[2].splitlines() if line.strip()]
+            assert examples, words
+            for line in examples:
+                given = shlex.split(line)[1:]
+                assert tuple(given[: len(words)]) == words, line
+                found.make_context(words[-1], given[len(words) :])
+
+
+def test_commands_that_print_tables_speak_json_too() -> None:
+    """And those that show progress can be quiet or verbose, under the same letters."""
+    group: Any = typer.main.get_command(cli.app)
+    options = {
+        words: {flag for option in _found(group, words).params for flag in option.opts} for words in every_command(group)
+    }
+    for name in ("status", "doctor", "score", "register", "promote", "models", "export", "import", "sweep", "distances", "prepare"):
+        assert "--json" in options[name,], name
+    for name in ("run", "report", "sweep", "distances", "prepare", "score"):
+        assert {"--quiet", "-q", "--verbose", "-v"} <= options[name,], name
+    assert all("--runs-dir" in options[name,] for name in ("run", "status", "score", "models", "export", "import", "sweep"))
+
+
+def _found(group: Any, words: tuple[str, ...]) -> Any:
+    for word in words:
+        group = group.commands[word]
+    return group
+
+
+def test_completion_of_the_shell_knows_commands_options_and_runs(tmp_path: Path) -> None:
+    """As bash asks for it."""
+    run = tmp_path / "runs" / "first-run"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text("name: first-run")
+
+    def completed(line: str) -> list[str]:
+        words = line.split(" ")
+        environment = os.environ | {
+            "PYTHONPATH": str(ROOT / "platform"),
+            "_NORMSCAPE_COMPLETE": "complete_bash",
+            "COMP_WORDS": line,
+            "COMP_CWORD": str(len(words) - 1),
+        }
+        code = "import sys; sys.argv = ['normscape']; from normscape.cli import main; main()"
+        result = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True)
+        return result.stdout.split()
+
+    assert completed("normscape st") == ["status"]
+    assert completed("normscape status fi") == ["first-run"]
+    assert "--runs-dir" in completed("normscape status --ru")
+
+
+@pytest.mark.parametrize("colour", [False, True])
+def test_colours_are_for_terminals(tmp_path: Path, colour: bool) -> None:
+    """None where output is piped, and none in a terminal where NO_COLOR asks for none; tables are not cut to 80 columns."""
+    (tmp_path / "none").mkdir()
+    environment = {k: v for k, v in os.environ.items() if k not in ("FORCE_COLOR", "NO_COLOR", "COLUMNS")}
+    environment |= {"PYTHONPATH": str(ROOT / "platform"), "TERM": "xterm-256color"} | ({"FORCE_COLOR": "1"} if colour else {})
+    command = [sys.executable, "-m", "normscape", "doctor", "--runs-dir", str(tmp_path / "none")]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert ("\x1b[" in result.stdout) == colour
+    if not colour:
+        assert max(len(line) for line in result.stdout.splitlines()) > 80
+
+
+def test_json_is_all_that_is_printed(command, tmp_path: Path) -> None:
+    """Of a run that is half done, of this machine, of a configuration."""
+    command("run", DEMO, "--to", "prepare", "--no-track", "--quiet", "--runs-dir", tmp_path, *QUICK)
+    code, out, err = command("status", "chairs-demo", "--json", "--runs-dir", tmp_path)
+    told = json.loads(out)
+    assert (code, err, told["run"]) == (0, "", "chairs-demo")
+    stages = {stage["stage"]: stage for stage in told["stages"]}
+    assert (stages["prepare"]["state"], stages["gan"]["state"]) == ("finished", "waiting")
+    assert stages["prepare"]["metrics"]["train_subjects"] == 40
+    assert Path(stages["prepare"]["folder"]).is_dir()
+    told = json.loads(command("doctor", "--json", "--runs-dir", tmp_path)[1])
+    assert {line["what"] for line in told["machine"]} >= {"Python", "device", "cores"}
+    assert told["ok"] == all(line["ok"] for part in ("machine", "packages", "extras") for line in told[part])
+    told = json.loads(command("config", "show", DEMO, "--json", "--set", "gan.steps=3")[1])
+    assert (told["name"], told["gan"]["steps"]) == ("chairs-demo", 3)
+
+
+def test_quiet_and_verbose_exclude_each_other(command) -> None:
+    for flags in (("-q", "-v"), ("--verbose", "--quiet")):
+        code, _, err = command("run", DEMO, *flags)
+        assert (code, "--quiet and --verbose exclude each other" in err) == (2, True)
+
+
+def test_verbose_tells_what_led_to_an_error(tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "platform")}
+    command = [sys.executable, "-m", "normscape", "run", "nope.yaml"]
+    for flags, expected in (((), False), (("-v",), True)):
+        result = subprocess.run([*command, *flags], env=environment, cwd=tmp_path, capture_output=True, text=True)
+        assert result.returncode == 2
+        assert ("Traceback" in result.stderr) == expected
+        last = result.stderr.strip().splitlines()[-1]
+        assert last.startswith("cannot read configuration nope.yaml: No such file")
+        assert "`normscape init` writes one" in last
 
 
 def test_config_check_show_and_reference(command, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
 from pathlib import Path
 
@@ -28,6 +29,7 @@ QUICK = ["--spacing", "4", "--strip", "none", "--no-bias-correction"]
 def app() -> typer.Typer:
     made = typer.Typer()
     register(made)
+    made.callback()(lambda: None)  # a group, though it has one command only
     return made
 
 
@@ -44,6 +46,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     (root / "table.csv").write_text("\n".join([*rows, "bad.nii.gz,bad,40,M,X,", "0.nii.gz,ageless,unknown,M,X,"]) + "\n")
     made = typer.Typer()
     register(made)
+    made.callback()(lambda: None)
     out = root / "out"
     result = CliRunner().invoke(
         made, ["prepare", "table", "--table", str(root / "table.csv"), "--out", str(out), "--name", "three & co", *QUICK]
@@ -113,8 +116,12 @@ def test_a_second_run_prepares_nothing(prepared: tuple[Path, str], app: typer.Ty
     out, _ = prepared
     before = {path: path.stat().st_mtime_ns for path in out.glob("scans/*/quality.json")}
     arguments = ["prepare", "table", "--table", str(out.parent / "table.csv"), "--out", str(out), "--name", "three & co", *QUICK]
-    assert CliRunner().invoke(app, arguments).exit_code == 0
+    result = CliRunner().invoke(app, [*arguments, "--json", "--quiet"])
+    assert result.exit_code == 0
     assert {path: path.stat().st_mtime_ns for path in out.glob("scans/*/quality.json")} == before
+    told = json.loads(result.stdout)
+    assert (told["scans"], told["subjects"], told["quarantined"], told["dropped"], told["spacing_mm"]) == (3, 3, 1, 1, 4.0)
+    assert Path(told["page"]).is_file()
 
 
 def test_ixi_and_bids(app: typer.Typer, tmp_path: Path) -> None:
@@ -176,6 +183,9 @@ def test_mistakes(app: typer.Typer, tmp_path: Path) -> None:
         (["table", "--table", str(table), "--spacing", "9", "--strip", "x"], UserError, r"(?s)--spacing 9: .*--strip x: "),
         (["table", "--table", str(table), "--ventricle-labels", "a"], UserError, "--ventricle-labels a: expected numbers"),
         (["bids", "--root", str(tmp_path)], DataError, "no T1 images"),
+        (["ixi"], UserError, "say with --root FOLDER where the scans are"),
+        (["table", "--root", str(tmp_path)], UserError, "give the table with --table FILE"),
+        (["bids", "--root", str(tmp_path), "--table", str(table)], UserError, "--table is for `prepare table`"),
     ]
     for arguments, kind, message in cases:
         result = CliRunner().invoke(app, ["prepare", *arguments])

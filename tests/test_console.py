@@ -42,9 +42,9 @@ def test_another_loop_begins_anew(second: tuple[int, int, str]) -> None:
     assert pace.update(*second) is None
 
 
-def listen(terminal: bool, quiet: bool = False) -> tuple[ConsoleListener, io.StringIO]:
+def listen(terminal: bool, **options: bool) -> tuple[ConsoleListener, io.StringIO]:
     out = io.StringIO()
-    return ConsoleListener(["first", "second"], Console(file=out, force_terminal=terminal, width=100), quiet=quiet), out
+    return ConsoleListener(["first", "second"], Console(file=out, force_terminal=terminal, width=100), **options), out
 
 
 def play(listener: ConsoleListener) -> None:
@@ -79,3 +79,33 @@ def test_a_bar_in_a_terminal() -> None:
     play(listener)
     assert "2/4 steps" in out.getvalue()
     assert "finished in 1 min 15 s" in out.getvalue()
+
+
+def test_quiet_says_what_finished_and_verbose_what_was_measured() -> None:
+    listener, out = listen(terminal=False, quiet=True)
+    play(listener)
+    assert [line.split(";")[0] for line in out.getvalue().splitlines()] == ["2/2 second: finished in 1 min 15 s"]
+    listener, out = listen(terminal=False, verbose=True)
+    play(listener)
+    assert "2/2 second: at 2: loss 1" in out.getvalue().splitlines()
+
+
+def test_a_log_has_a_line_now_and_then_and_less_often_in_long_stages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step a second for ten hours: every ten seconds at first, every five minutes in the end, and no control characters."""
+    clock = Clock()
+    monkeypatch.setattr(console.time, "monotonic", clock)
+    listener, out = listen(terminal=False)
+    with listener:
+        listener.stage_started("first", False)
+        for second in range(1, 36_001):
+            clock.now = float(second)
+            listener.progress("first", second, 36_000, "step")
+    assert "\x1b" not in out.getvalue()
+    assert "\r" not in out.getvalue()
+    told = [int(line.split(": ")[1].split("/")[0]) for line in out.getvalue().splitlines() if "steps" in line]
+    gaps = [b - a for a, b in zip(told, told[1:], strict=False)]
+    assert told[0] == 10
+    assert gaps[:15] == [10] * 15
+    assert sorted(gaps) == gaps
+    assert gaps[-1] == 300
+    assert 100 < len(told) < 250

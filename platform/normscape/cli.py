@@ -7,62 +7,78 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+import traceback
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 import normscape
-from normscape import cli_models, cli_prepare, cli_score, cli_sweep
+from normscape import cli_bundle, cli_init, cli_look, cli_models, cli_prepare, cli_score, cli_sweep
+from normscape.cli_shared import (
+    EXPERIMENTS,
+    OTHERS,
+    RUNS,
+    AddressOption,
+    JsonOption,
+    QuietOption,
+    RunsOption,
+    Sections,
+    SetOption,
+    TrackOption,
+    VerboseOption,
+    examples,
+    is_verbose,
+    print_json,
+)
 from normscape.configio import config_digest, dump_yaml, load_config, reference_markdown
-from normscape.console import headlines
 from normscape.errors import UserError
-from normscape.report.words import duration
 from normscape.runner import INTERRUPTED, Fleet, Plan, run_experiment
-from normscape.stages.status import StageStatus, stage_status
+from normscape.stages.status import stage_status
 
-if TYPE_CHECKING:
-    from normscape.doctor import Finding
+EPILOG = """\
+\b
+A first experiment, in minutes on two CPU cores:
+  normscape run configs/chairs/demo.yaml
+  normscape status chairs-demo
+
+\b
+From a folder of scans to the map of a new one:
+  normscape prepare table --table scans/subjects.csv --out runs/cohorts/mine
+  normscape init brain --cohort runs/cohorts/mine --out configs/mine.yaml
+  normscape run configs/mine.yaml
+  normscape score new.nii.gz --age 63 --run mine
+
+`normscape COMMAND --help` has examples of each. Results go to standard output, progress and messages to standard error: a bar in
+a terminal, a line now and then in a log. Colours are left out where there is no terminal, and with NO_COLOR=1.
+
+\b
+Exit codes:
+  0    all is well
+  1    a bug of this program; the stack trace says where
+  2    a mistake that you can mend; the message says how
+  130  stopped by Ctrl-C or SIGTERM; the same command goes on from there
+"""
 
 app = typer.Typer(
+    cls=Sections,
     help="Learn the landscape of the normal, and show where an image leaves it.",
+    epilog=EPILOG,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+    rich_markup_mode=None,  # plain help reads the same in a terminal, a log and a page
+    context_settings={"max_content_width": 110},
 )
 config_app = typer.Typer(help="Look at configurations.", no_args_is_help=True, rich_markup_mode=None)
-app.add_typer(config_app, name="config")
-cli_models.register(app)
-cli_prepare.register(app)
-cli_score.register(app)
-cli_sweep.register(app)
 
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="A configuration, for example configs/chairs/demo.yaml.")]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="A.B=C", help="Change a value, for example gan.steps=2000; may be repeated."),
-]
-RunsOption = Annotated[Path, typer.Option("--runs-dir", envvar="NORMSCAPE_RUNS", metavar="FOLDER", help="Where run folders are.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Only say what finished.")]
 WorkersOption = Annotated[
     str | None,
     typer.Option("--workers", metavar="N|A-B", help="Train on N Ray workers, or on as many of A to B as there is room for."),
 ]
 ActorsOption = Annotated[
     str | None, typer.Option("--actors", metavar="N|A-B", help="Project on N Ray actors, or on A to B as there is room.")
-]
-AddressOption = Annotated[
-    str | None,
-    typer.Option(
-        "--address",
-        metavar="ADDRESS",
-        help="The Ray cluster: host:port, `auto`, or `local` for a Ray of our own. Without it RAY_ADDRESS, or a Ray of our own.",
-    ),
 ]
 WorkerGpusOption = Annotated[
     float | None, typer.Option("--gpus-per-worker", min=0.0, help="GPUs of each worker. Without it one, where there are some.")
@@ -74,18 +90,26 @@ WorkerCpusOption = Annotated[int, typer.Option("--cpus-per-worker", min=1, help=
 FailuresOption = Annotated[
     int, typer.Option("--max-failures", min=0, help="How often a training that lost a worker goes on from its last checkpoint.")
 ]
-TrackOption = Annotated[bool, typer.Option("--no-track", help="Do not record the run in MLflow.")]
+FirstOption = Annotated[str | None, typer.Option("--from", metavar="STAGE", help="Run this stage and all later ones anew.")]
+LastOption = Annotated[str | None, typer.Option("--to", metavar="STAGE", help="Stop after this stage.")]
+FreshOption = Annotated[bool, typer.Option("--fresh", help="Run all stages anew.")]
 
-RUNS = Path("runs")
 
-
-@app.command()
+@app.command(
+    rich_help_panel=EXPERIMENTS,
+    epilog=examples(
+        "normscape run configs/chairs/demo.yaml",
+        "normscape run configs/chairs/cpu.yaml --set name=longer --set gan.steps=20000",
+        "normscape run configs/chairs/cpu.yaml --to gan",
+        "normscape run configs/chairs/cpu.yaml --workers 2 --actors 2",
+    ),
+)
 def run(
     config: ConfigArgument,
     overrides: SetOption = None,
-    first: Annotated[str | None, typer.Option("--from", metavar="STAGE", help="Run this stage and all later ones anew.")] = None,
-    last: Annotated[str | None, typer.Option("--to", metavar="STAGE", help="Stop after this stage.")] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Run all stages anew.")] = False,
+    first: FirstOption = None,
+    last: LastOption = None,
+    fresh: FreshOption = False,
     runs_dir: RunsOption = RUNS,
     workers: WorkersOption = None,
     actors: ActorsOption = None,
@@ -96,74 +120,62 @@ def run(
     max_failures: FailuresOption = 3,
     no_track: TrackOption = False,
     quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
-    """Run an experiment: what is up to date is skipped, what was cut off goes on.
+    """Run an experiment.
 
-    With --workers and --actors it trains and projects on Ray.
+    What is up to date is skipped, what was cut off goes on. With --workers and --actors it trains and projects on Ray.
     """
     loaded = load_config(config, overrides or ())
-    plan = Plan(first, last, fresh, track=not no_track, quiet=quiet)
+    plan = Plan(first, last, fresh, track=not no_track, quiet=quiet, verbose=verbose)
     fleet = None
     if workers or actors or address:
         fleet = Fleet(address, workers, actors, gpus_per_worker, gpus_per_actor, cpus_per_worker, max_failures)
     _exit(run_experiment(loaded, runs_dir, plan, fleet, command=str(config)))
 
 
-@app.command()
+cli_look.register_status(app)
+
+
+@app.command(rich_help_panel=EXPERIMENTS, epilog=examples("normscape report configs/chairs/demo.yaml"))
 def report(
     config: ConfigArgument,
     overrides: SetOption = None,
     runs_dir: RunsOption = RUNS,
     no_track: TrackOption = False,
     quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Build the page of a finished run anew."""
     loaded = load_config(config, overrides or ())
     missing = [stage.name for stage in stage_status(loaded, runs_dir) if stage.state != "finished" and stage.name != "report"]
     if missing:
         raise UserError(f"not finished yet: {', '.join(missing)}; run `normscape run {shlex.quote(str(config))}` first")
-    plan = Plan(first="report", track=not no_track, quiet=quiet)
+    plan = Plan(first="report", track=not no_track, quiet=quiet, verbose=verbose)
     _exit(run_experiment(loaded, runs_dir, plan, command=str(config)))
 
 
-@app.command()
-def status(
-    run_or_config: Annotated[str, typer.Argument(metavar="RUN_OR_CONFIG", help="A run's folder or name, or a configuration.")],
-    overrides: SetOption = None,
-    runs_dir: RunsOption = RUNS,
-) -> None:
-    """Show how far each stage of a run is."""
-    path, folder = _find_run(run_or_config, runs_dir)
-    loaded = load_config(path, overrides or ())
-    parent = folder.parent if folder is not None else runs_dir
-    stages = stage_status(loaded, parent)
-    table = Table(title=f"{parent / loaded.name}   configuration {config_digest(loaded)[:8]}", title_justify="left")
-    for column in ("stage", "state", "time", "what came out"):
-        table.add_column(column, overflow="fold")
-    for stage in stages:
-        table.add_row(*(Text(cell) for cell in _status_row(stage)))
-    _print(table)
+cli_sweep.register(app)
+cli_init.register(app)
+cli_prepare.register(app)
+cli_score.register(app)
+cli_models.register(app)
+cli_bundle.register(app)
+cli_look.register_doctor(app)
+app.add_typer(config_app, name="config", rich_help_panel=OTHERS)
 
 
-@app.command()
-def doctor(runs_dir: RunsOption = RUNS) -> None:
-    """Show what is installed, which device will be used, and what is missing."""
-    from normscape import doctor as examine
-
-    findings = [("machine", examine.machine(runs_dir)), ("packages", examine.packages()), ("extras", examine.extras())]
-    for title, lines in findings:
-        _print(_findings_table(title, lines))
-    faults = [line for _, lines in findings for line in lines if not line.ok]
-    _print(Text("All is well." if not faults else f"To look at: {', '.join(line.what for line in faults)}."))
-
-
-@config_app.command("show")
-def config_show(config: ConfigArgument, overrides: SetOption = None) -> None:
+@config_app.command("show", epilog=examples("normscape config show configs/chairs/demo.yaml --set gan.steps=3000"))
+def config_show(config: ConfigArgument, overrides: SetOption = None, as_json: JsonOption = False) -> None:
     """Print a configuration with everything it inherits and all defaults."""
-    sys.stdout.write(dump_yaml(load_config(config, overrides or ())))
+    loaded = load_config(config, overrides or ())
+    if as_json:
+        print_json(loaded.model_dump(mode="json"))
+    else:
+        sys.stdout.write(dump_yaml(loaded))
 
 
-@config_app.command("check")
+@config_app.command("check", epilog=examples("normscape config check configs/mine.yaml"))
 def config_check(config: ConfigArgument, overrides: SetOption = None) -> None:
     """Name every problem of a configuration."""
     loaded = load_config(config, overrides or ())
@@ -199,49 +211,6 @@ def _exit(code: int) -> None:
         raise typer.Exit(code)
 
 
-# ---- tables ----------------------------------------------------------------------------------------------------------
-
-
-def _print(shown: Table | Text) -> None:
-    """Tables as wide as they need where there is no terminal, so that nothing is cut."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)
-    console.print(shown)
-
-
-def _find_run(text: str, runs_dir: Path) -> tuple[Path, Path | None]:
-    """Configuration file and, where a run is meant, its folder."""
-    for folder in (Path(text), runs_dir / text):
-        if (folder / "config.yaml").is_file():
-            return folder / "config.yaml", folder.resolve()
-    if Path(text).is_file():
-        return Path(text), None
-    known = sorted(p.parent.name for p in runs_dir.glob("*/config.yaml"))
-    hint = f"the runs in {runs_dir} are {', '.join(known)}" if known else f"there are no runs in {runs_dir}"
-    raise UserError(f"{text}: neither a run nor a configuration; {hint}")
-
-
-def _status_row(stage: StageStatus) -> tuple[str, str, str, str]:
-    if stage.state == "finished":
-        shown = headlines(stage.manifest.get("metrics", {}), 6)
-        return stage.name, "finished", duration(stage.manifest.get("seconds")), shown
-    done = stage.progress
-    how_far = f"{done['done']}/{done['total']} {done['unit']}s" if "done" in done else ""
-    if stage.state == "waiting" and stage.others:
-        how_far = f"{stage.others} finished under other settings"
-    return stage.name, stage.state, duration(done.get("seconds")) if done else "", how_far
-
-
-def _findings_table(title: str, lines: Iterable[Finding]) -> Table:
-    table = Table(title=title, title_justify="left", show_header=False)
-    for _ in range(3):
-        table.add_column(overflow="fold")
-    for line in lines:
-        table.add_row(Text(line.what), Text(line.found, style="" if line.ok else "bold red"), Text(line.remark))
-    return table
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: a person's mistake is one message on stderr and exit code 2, Ctrl-C is 130.
 
@@ -251,6 +220,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(args=arguments, prog_name="normscape")
     except UserError as error:
+        if is_verbose():
+            traceback.print_exc()
         sys.stderr.write(f"{error}\n")
         sys.exit(2)
     except KeyboardInterrupt:

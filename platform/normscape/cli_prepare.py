@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter
 from contextlib import ExitStack
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +17,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from normscape.cli_shared import (
+    DATA,
+    AddressOption,
+    JsonOption,
+    QuietOption,
+    VerboseOption,
+    examples,
+    print_json,
+    print_table,
+)
 from normscape.console import ConsoleListener
 from normscape.datasets.cohort import Cohort, read_bids, read_ixi, read_table
 from normscape.datasets.lesions import LAYOUTS, read_lesions, write_cases
@@ -29,8 +40,30 @@ COHORTS = Path("runs/cohorts")
 STAGES = ["scans", "volumes"]
 _SHOWN_REASONS = 5
 
-prepare_app = typer.Typer(help="Turn raw T1 scans into a prepared cohort.", no_args_is_help=True, rich_markup_mode=None)
 
+class Source(StrEnum):
+    """How the scans lie, and where their ages stand."""
+
+    ixi = "ixi"
+    table = "table"
+    bids = "bids"
+
+
+SourceArgument = Annotated[
+    Source,
+    typer.Argument(
+        metavar="ixi|table|bids",
+        help="`ixi`: the IXI images in --root, IXI.xls or .csv in or beside it; `table`: the scans that --table names; "
+        "`bids`: a BIDS data set with participants.tsv in --root.",
+    ),
+]
+RootOption = Annotated[
+    Path | None, typer.Option("--root", metavar="FOLDER", help="Of the scans; with `table` the folder that its paths start from.")
+]
+TableOption = Annotated[
+    Path | None,
+    typer.Option("--table", metavar="FILE", help="CSV or TSV: path, subject, age_years; sex, site, session, mask, labels, *_ml."),
+]
 OutOption = Annotated[
     Path | None, typer.Option("--out", metavar="FOLDER", help="Where the cohort goes; runs/cohorts/NAME otherwise.")
 ]
@@ -50,52 +83,22 @@ VentriclesOption = Annotated[
 ]
 UnknownAgeOption = Annotated[bool, typer.Option("--keep-unknown-ages", help="Keep scans whose age is not known.")]
 WorkersOption = Annotated[int | None, typer.Option("--workers", min=1, help="Prepare so many scans at a time, on Ray.")]
-AddressOption = Annotated[
-    str | None, typer.Option("--address", metavar="ADDRESS", help="The Ray cluster; without it RAY_ADDRESS, or a Ray of our own.")
-]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Only say how it ended.")]
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.add_typer(prepare_app, name="prepare")
-
-
-@prepare_app.command("ixi")
-def prepare_ixi(
-    root: Annotated[
-        Path, typer.Option("--root", metavar="FOLDER", help="The unpacked T1 images; IXI.xls or .csv in or beside it.")
-    ],
-    out: OutOption = None,
-    name: NameOption = None,
-    spacing: SpacingOption = 2,
-    strip: StripOption = "deepbet",
-    no_bias_correction: BiasOption = False,
-    registration: RegistrationOption = "simpleitk",
-    atlas: AtlasOption = None,
-    min_overlap: OverlapOption = 0.85,
-    keep_unknown_ages: UnknownAgeOption = False,
-    workers: WorkersOption = None,
-    address: AddressOption = None,
-    quiet: QuietOption = False,
-) -> None:
-    """Prepare the IXI data set."""
-    settings = _settings(
-        spacing_mm=spacing, strip=strip, bias_correction=not no_bias_correction, registration=registration, atlas=atlas,
-        min_overlap=min_overlap,
-    )  # fmt: skip
-    cohort = read_ixi(root, name=name, require_age=not keep_unknown_ages)
-    prepare_and_report(
-        cohort, settings, out or COHORTS / _slug(f"ixi-{spacing}mm"), workers=workers, address=address, quiet=quiet
+    """Add the command."""
+    shown = examples(
+        "normscape prepare table --table scans/subjects.csv --out runs/cohorts/mine",
+        "normscape prepare ixi --root IXI-T1 --workers 8",
+        "normscape prepare bids --root DATASET --spacing 1 --strip hdbet",
     )
+    app.command("prepare", rich_help_panel=DATA, epilog=shown)(prepare)
 
 
-@prepare_app.command("table")
-def prepare_table(
-    table: Annotated[Path, typer.Option("--table", metavar="FILE", help="CSV or TSV: path, subject, age_years, and more.")],
-    root: Annotated[
-        Path | None, typer.Option("--root", metavar="FOLDER", help="Folder that the table's paths start from.")
-    ] = None,
+def prepare(
+    source: SourceArgument,
+    root: RootOption = None,
+    table: TableOption = None,
     out: OutOption = None,
     name: NameOption = None,
     spacing: SpacingOption = 2,
@@ -109,41 +112,41 @@ def prepare_table(
     workers: WorkersOption = None,
     address: AddressOption = None,
     quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Prepare the scans that a table names."""
+    """Turn raw T1 scans into a prepared cohort.
+
+    Each scan is read, stripped, corrected and registered; the page that the last line names shows all of them. What cannot be
+    used is left out with its reason. Stopped, the command goes on where it was.
+    """
     settings = _settings(
         spacing_mm=spacing, strip=strip, bias_correction=not no_bias_correction, registration=registration, atlas=atlas,
         min_overlap=min_overlap, ventricle_labels=_labels(ventricle_labels),
     )  # fmt: skip
-    cohort = read_table(table, root=root, name=name, require_age=not keep_unknown_ages)
-    where = out or COHORTS / _slug(f"{cohort.name}-{spacing}mm")
-    prepare_and_report(cohort, settings, where, workers=workers, address=address, quiet=quiet)
-
-
-@prepare_app.command("bids")
-def prepare_bids(
-    root: Annotated[Path, typer.Option("--root", metavar="FOLDER", help="A BIDS data set with participants.tsv.")],
-    out: OutOption = None,
-    name: NameOption = None,
-    spacing: SpacingOption = 2,
-    strip: StripOption = "deepbet",
-    no_bias_correction: BiasOption = False,
-    registration: RegistrationOption = "simpleitk",
-    atlas: AtlasOption = None,
-    min_overlap: OverlapOption = 0.85,
-    keep_unknown_ages: UnknownAgeOption = False,
-    workers: WorkersOption = None,
-    address: AddressOption = None,
-    quiet: QuietOption = False,
-) -> None:
-    """Prepare a BIDS data set."""
-    settings = _settings(
-        spacing_mm=spacing, strip=strip, bias_correction=not no_bias_correction, registration=registration, atlas=atlas,
-        min_overlap=min_overlap,
+    cohort = _cohort(source, root, table, name, require_age=not keep_unknown_ages)
+    where = out or COHORTS / _slug(f"{'ixi' if source is Source.ixi else cohort.name}-{spacing}mm")
+    prepare_and_report(
+        cohort, settings, where, workers=workers, address=address, quiet=quiet, verbose=verbose, as_json=as_json
     )  # fmt: skip
-    cohort = read_bids(root, name=name, require_age=not keep_unknown_ages)
-    where = out or COHORTS / _slug(f"{cohort.name}-{spacing}mm")
-    prepare_and_report(cohort, settings, where, workers=workers, address=address, quiet=quiet)
+
+
+def _cohort(source: Source, root: Path | None, table: Path | None, name: str | None, *, require_age: bool) -> Cohort:
+    """The scans that are meant.
+
+    Raises:
+        UserError: an option is missing, or belongs to another source; and what the readers raise.
+    """
+    if source is Source.table:
+        if table is None:
+            raise UserError("prepare table: give the table with --table FILE, its columns path, subject and age_years")
+        return read_table(table, root=root, name=name, require_age=require_age)
+    if table is not None:
+        raise UserError(f"prepare {source}: --table is for `prepare table`; here --root FOLDER says where the scans are")
+    if root is None:
+        raise UserError(f"prepare {source}: say with --root FOLDER where the scans are")
+    read = read_ixi if source is Source.ixi else read_bids
+    return read(root, name=name, require_age=require_age)
 
 
 @prepare_app.command("cases")
@@ -185,6 +188,8 @@ def prepare_and_report(
     workers: int | None = None,
     address: str | None = None,
     quiet: bool = False,
+    verbose: bool = False,
+    as_json: bool = False,
 ) -> Path:
     """Prepare what is missing, gather it, build the page, and say how it ended.
 
@@ -195,6 +200,8 @@ def prepare_and_report(
         workers: scans at a time, on Ray; empty: one after the other in this process.
         address: of a Ray cluster.
         quiet: say nothing but how it ended.
+        verbose: say more on the way.
+        as_json: say how it ended as JSON.
 
     Returns:
         Path of the page.
@@ -213,7 +220,7 @@ def prepare_and_report(
     with ExitStack() as stack:
         stack.enter_context(sigterm_as_ctrl_c())
         stack.enter_context(locked(out))
-        bar = stack.enter_context(ConsoleListener(STAGES, Console(stderr=True), quiet=quiet))
+        bar = stack.enter_context(ConsoleListener(STAGES, Console(stderr=True), quiet=quiet, verbose=verbose))
         how: Any = in_this_process
         if workers or address:
             from normscape.distributed.cluster import connect
@@ -228,21 +235,26 @@ def prepare_and_report(
         page = build_quality_page(out)
     flagged = sum(bool(flags) for flags in made.subjects["flags"].to_pylist())
     failed = [result for result in prepared if not result.good]
-    table = Table(title=cohort.name, title_justify="left", show_header=False)
     left_out = [f"{result.scan.name}: {result.step}: {result.reason}" for result in failed]
     left_out += [f"{dropped.subject or dropped.path.name}: {dropped.reason}" for dropped in cohort.dropped]
+    subjects, seconds = len(set(made.subjects["subject"].to_pylist())), time.monotonic() - began
+    if as_json:
+        counts = {"scans": len(made), "subjects": subjects, "flagged": flagged, "quarantined": len(failed)}
+        about = {"name": cohort.name, "spacing_mm": made.spacing_mm, "seconds": seconds, "cohort": out, "page": page}
+        print_json(about | counts | {"dropped": len(cohort.dropped), "left_out": left_out})
+        return page
+    table = Table(title=cohort.name, title_justify="left", show_header=False)
     for row in (
-        ("prepared", f"{len(made)} scans of {len(set(made.subjects['subject'].to_pylist()))} subjects, {made.spacing_mm:g} mm"),
+        ("prepared", f"{len(made)} scans of {subjects} subjects, {made.spacing_mm:g} mm"),
         ("flagged", str(flagged)),
         ("quarantined", _counted([result.step for result in failed])),
         ("dropped", str(len(cohort.dropped))),
-        ("time", duration(time.monotonic() - began)),
+        ("time", duration(seconds)),
         ("cohort", str(out)),
         ("page", str(page)),
     ):
         table.add_row(*map(Text, row))
-    console = Console()
-    (console if console.is_terminal else Console(width=160)).print(table)
+    print_table(table)
     for line in left_out[:_SHOWN_REASONS]:
         sys.stdout.write(f"left out: {line}\n")
     if len(left_out) > _SHOWN_REASONS:

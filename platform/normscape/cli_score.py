@@ -11,9 +11,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from normscape.cli_shared import (
+    MODELS,
+    RUNS,
+    JsonOption,
+    QuietOption,
+    RunsOption,
+    VerboseOption,
+    examples,
+    find_run,
+    print_json,
+)
 from normscape.console import ConsoleListener
 from normscape.datasets.tabular import is_unknown, to_sex
-from normscape.errors import CheckpointError, UserError
+from normscape.errors import UserError
 
 if TYPE_CHECKING:
     from normscape.stages.scan import ScanModel
@@ -42,13 +53,16 @@ StrideOption = Annotated[
 ProjectionOption = Annotated[
     int | None, typer.Option("--steps", min=1, metavar="N", help="Projection steps of a patch; brains.steps otherwise.")
 ]
-RunsOption = Annotated[Path, typer.Option("--runs-dir", metavar="FOLDER", help="Where run folders, and the MLflow file, are.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Only say what came out.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("score")(score_command)
+    shown = examples(
+        "normscape score new.nii.gz --age 63 --run brain-cpu",
+        "normscape score new.nii.gz --age 63 --model models:/normscape-brain-cpu@champion --out maps",
+        "normscape score stripped.nii.gz --age unknown --run brain-cpu --strip none --json",
+    )
+    app.command("score", rich_help_panel=MODELS, epilog=shown)(score_command)
 
 
 def score_command(
@@ -62,14 +76,19 @@ def score_command(
     mask: MaskOption = None,
     stride: StrideOption = None,
     steps: ProjectionOption = None,
-    runs_dir: RunsOption = Path("runs"),
+    runs_dir: RunsOption = RUNS,
     quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Map where a scan leaves what is normal: anomaly_map.nii.gz, overlay.png, regions.csv and a page."""
+    """Map where a scan leaves what is normal.
+
+    Writes anomaly_map.nii.gz and its parts on the scan's own grid, overlay.png, regions.csv and a page.
+    """
     from normscape.datasets.cohort import Scan
     from normscape.report.scan_page import build_scan_page
     from normscape.runner import sigterm_as_ctrl_c
-    from normscape.stages.scan import score_scan, stripped_by, write_summary
+    from normscape.stages.scan import describe, score_scan, stripped_by, write_summary
 
     if not scan.is_file():
         raise UserError(f"{scan}: no such file")
@@ -85,7 +104,7 @@ def score_command(
         raise UserError(f"--out {folder}: cannot be made: {error.strerror}") from error
     with ExitStack() as stack:
         stack.enter_context(sigterm_as_ctrl_c())
-        bar = stack.enter_context(ConsoleListener(STEPS, Console(stderr=True), quiet=quiet))
+        bar = stack.enter_context(ConsoleListener(STEPS, Console(stderr=True), quiet=quiet, verbose=verbose))
 
         def progress(step: str, done: int, total: int) -> None:
             if done == 0:
@@ -96,6 +115,9 @@ def score_command(
         result = score_scan(known, loaded, folder, estimate_age=age is not None and years is None, progress=progress)
         page = build_scan_page(result, loaded.atlas.affine)
         write_summary(result)
+    if as_json:
+        print_json(describe(result) | {"folder": folder, "page": page})
+        return
     lines = [f"{len(result.regions)} regions above {result.threshold:.2f}; highest {result.maps.anomaly.max():.2f}"]
     for i, region in enumerate(result.regions.slice(0, 3).to_pylist(), start=1):
         place = ", ".join(f"{region[f'scan_peak_{axis}_mm']:.0f}" for axis in "xyz")
@@ -132,9 +154,7 @@ def _loaded(run: Path | None, model: str | None, runs_dir: Path, stride: int | N
     if (run is None) == (model is None):
         raise UserError("give one of --run FOLDER and --model models:/NAME@ALIAS")
     if run is not None:
-        folder = next((path for path in (run, runs_dir / run) if (path / "config.yaml").is_file()), None)
-        if folder is None:
-            raise UserError(f"--run {run}: no run folder, it holds no config.yaml")
+        folder = find_run(run, runs_dir)
     else:
         folder = _fetched(str(model), runs_dir)
     own = load_config(folder / "config.yaml")
@@ -152,26 +172,8 @@ def _loaded(run: Path | None, model: str | None, runs_dir: Path, stride: int | N
 
 
 def _fetched(uri: str, runs_dir: Path) -> Path:
-    """The packaged system of a registered model, brought to this machine.
+    """The packaged system of a registered model, brought to this machine."""
+    from normscape.tracking.registry import fetch_model
+    from normscape.tracking.store import default_tracking_uri
 
-    Raises:
-        UserError: no such model, or no packaged system in it.
-    """
-    from normscape.tracking.registry import with_store
-    from normscape.tracking.store import active_store, default_tracking_uri, open_client
-
-    if not uri.startswith("models:/"):
-        raise UserError(f"--model {uri}: expected models:/NAME@ALIAS or models:/NAME/VERSION")
-    store = default_tracking_uri(runs_dir)
-
-    def work() -> Path:
-        import mlflow
-
-        open_client(store)
-        with active_store(store):
-            return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
-
-    folder = with_store(store, work) / "artifacts" / "system"
-    if not folder.is_dir():
-        raise CheckpointError(f"{uri}: holds no packaged system of normscape")
-    return folder
+    return fetch_model(uri, default_tracking_uri(runs_dir)).system

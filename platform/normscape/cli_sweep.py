@@ -9,8 +9,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
+from normscape.cli_shared import (
+    EXPERIMENTS,
+    RUNS,
+    AddressOption,
+    JsonOption,
+    QuietOption,
+    RunsOption,
+    SetOption,
+    TrackOption,
+    VerboseOption,
+    examples,
+    make_table,
+    print_json,
+    print_table,
+)
 from normscape.configio import load_config
 from normscape.console import ConsoleListener
 from normscape.runner import sigterm_as_ctrl_c
@@ -19,7 +33,6 @@ from normscape.sweepconfig import load_sweep
 if TYPE_CHECKING:
     from normscape.distributed.sweep import SweepResult
 
-RUNS = Path("runs")
 _FIRST_STAGES = ["prepare", "auxiliary"]
 """What a sweep or the distances may have to run before they can begin."""
 
@@ -33,6 +46,8 @@ def sweep_and_report(
     track: bool = True,
     retry_failed: bool = False,
     quiet: bool = False,
+    verbose: bool = False,
+    as_json: bool = False,
 ) -> SweepResult:
     """Read a sweep, run what is left of it, write its results and page, and say how it ended.
 
@@ -44,6 +59,8 @@ def sweep_and_report(
         track: record in MLflow.
         retry_failed: try again what failed before.
         quiet: say nothing but how it ended.
+        verbose: say more on the way.
+        as_json: say how it ended as JSON.
 
     Raises:
         UserError: a mistake in the sweep, an experiment that is not ready, or no trial that succeeded.
@@ -55,7 +72,7 @@ def sweep_and_report(
 
     check_runs_folder(runs_dir)
     sweep, config, experiment = load_sweep(path, overrides)
-    with sigterm_as_ctrl_c(), ConsoleListener(_FIRST_STAGES, Console(stderr=True), quiet=quiet) as bar:
+    with sigterm_as_ctrl_c(), ConsoleListener(_FIRST_STAGES, Console(stderr=True), quiet=quiet, verbose=verbose) as bar:
         result = run_sweep(
             sweep,
             config,
@@ -70,6 +87,11 @@ def sweep_and_report(
         )
     if lost := failures(result.trials):
         _say(f"{lost}\n`--retry-failed` tries them again")
+    if as_json:
+        best = {"trial": result.best.number, "score": result.best.score}
+        files = {"folder": result.folder, "config": result.folder / "best.yaml", "page": result.folder / "index.html"}
+        print_json({"best": best, "trials": len(result.trials), "run_id": result.run_id} | files)
+        return result
     lines = [
         f"best         trial {result.best.number}, score {result.best.score:.4f}",
         f"its config   {result.folder / 'best.yaml'}",
@@ -83,26 +105,24 @@ def sweep_and_report(
 
 def register(app: typer.Typer) -> None:
     """Add both commands to the `normscape` command."""
-    app.command("sweep")(_sweep)
-    app.command("distances")(_distances)
-
-
-_SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="A.B=C", help="Change a value, for example trials=30; may be repeated."),
-]
-_RunsOption = Annotated[Path, typer.Option("--runs-dir", metavar="FOLDER", help="Where run folders are.")]
-_QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Only say how it ended.")]
+    shown = examples(
+        "normscape sweep configs/sweeps/forest.yaml", "normscape sweep configs/sweeps/thresholds.yaml --set trials=40"
+    )
+    app.command("sweep", rich_help_panel=EXPERIMENTS, epilog=shown)(_sweep)
+    shown = examples("normscape distances configs/chairs/demo.yaml")
+    app.command("distances", rich_help_panel=EXPERIMENTS, epilog=shown)(_distances)
 
 
 def _sweep(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A sweep, for example configs/sweeps/forest.yaml.")],
-    overrides: _SetOption = None,
-    runs_dir: _RunsOption = RUNS,
-    address: Annotated[str | None, typer.Option("--address", metavar="HOST:PORT", help="A Ray cluster, or `auto`.")] = None,
-    no_track: Annotated[bool, typer.Option("--no-track", help="Do not record the sweep in MLflow.")] = False,
+    overrides: SetOption = None,
+    runs_dir: RunsOption = RUNS,
+    address: AddressOption = None,
+    no_track: TrackOption = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try again what failed before.")] = False,
-    quiet: _QuietOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Search settings: what was tried is kept, and a sweep that was cut off goes on."""
     sweep_and_report(
@@ -113,30 +133,44 @@ def _sweep(
         track=not no_track,
         retry_failed=retry_failed,
         quiet=quiet,
+        verbose=verbose,
+        as_json=as_json,
     )
 
 
 def _distances(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="An experiment, for example configs/chairs/demo.yaml.")],
-    overrides: _SetOption = None,
+    overrides: SetOption = None,
     pairs: Annotated[int, typer.Option("--pairs", min=64, help="Pairs of real images an attribute.")] = 4096,
-    runs_dir: _RunsOption = RUNS,
-    quiet: _QuietOption = False,
+    runs_dir: RunsOption = RUNS,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Show how far apart real images are, and propose thresholds for the contrastive loss."""
     from normscape.report.distances import measure_real
 
     loaded = load_config(config, overrides or ())
-    with ConsoleListener(_FIRST_STAGES, Console(stderr=True), quiet=quiet) as bar:
+    with ConsoleListener(_FIRST_STAGES, Console(stderr=True), quiet=quiet, verbose=verbose) as bar:
         folder, proposed = measure_real(loaded, runs_dir, pairs=pairs, listener=bar)
-    table = Table(title="Thresholds that real training images suggest", title_justify="left")
-    for column in ("attribute", "tau_same", "tau_different", "configured"):
-        table.add_column(column)
+    if as_json:
+        thresholds = {
+            a.name: {
+                "tau_same": proposed[a.name].tau_same,
+                "tau_different": proposed[a.name].tau_different,
+                "configured": {"tau_same": a.tau_same, "tau_different": a.tau_different},
+            }
+            for a in loaded.attributes
+        }
+        print_json({"thresholds": thresholds, "folder": folder})
+        return
+    rows = []
     for attribute in loaded.attributes:
         taus = proposed[attribute.name]
         own = f"{attribute.tau_same:g}, {attribute.tau_different:g}"
-        table.add_row(attribute.name, f"{taus.tau_same:.3f}", f"{taus.tau_different:.3f}", own)
-    Console().print(table)
+        rows.append((attribute.name, f"{taus.tau_same:.3f}", f"{taus.tau_different:.3f}", own))
+    title = "Thresholds that real training images suggest"
+    print_table(make_table(title, ("attribute", "tau_same", "tau_different", "configured"), rows))
     sys.stdout.write(f"distances and figures  {folder}\n")
 
 

@@ -14,7 +14,11 @@ from rich.text import Text
 from normscape.report.words import duration, significant
 
 PLAIN_SECONDS = 10.0
-"""Between two lines of progress where there is no terminal."""
+"""Between two lines of progress where there is no terminal, at first; a stage that takes hours speaks less and less often."""
+PATIENCE_SECONDS = 200.0
+"""For each time this long that a stage has taken, its lines come `PLAIN_SECONDS` further apart."""
+PLAIN_MOST = 30
+"""Lines are never further apart than so many times `PLAIN_SECONDS`: five minutes."""
 _WINDOW = 60
 """Samples, at least a second apart, from which the pace is taken."""
 _HEADLINES = 4
@@ -71,16 +75,18 @@ class ConsoleListener:
         stages: names of the stages of this run, in order.
         console: where to show it; lines instead of a bar when it is no terminal.
         quiet: only say what finished.
+        verbose: also say what is measured on the way.
 
     Use it as a context manager, so that the terminal is left in order.
     """
 
-    def __init__(self, stages: Sequence[str], console: Console, *, quiet: bool = False) -> None:
+    def __init__(self, stages: Sequence[str], console: Console, *, quiet: bool = False, verbose: bool = False) -> None:
         self._stages = list(stages)
         self._console = console
         self._quiet = quiet
+        self._verbose = verbose
         self._pace = Pace()
-        self._next_line = 0.0
+        self._began = self._next_line = 0.0
         self._progress: Progress | None = None
         if console.is_terminal and not quiet:
             columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[count]}"), _Left())
@@ -99,7 +105,8 @@ class ConsoleListener:
     def stage_started(self, name: str, resumed: bool) -> None:
         """Show that a stage begins."""
         self._pace = Pace()
-        self._next_line = time.monotonic() + PLAIN_SECONDS
+        self._began = time.monotonic()
+        self._next_line = self._began + PLAIN_SECONDS
         if self._progress is not None:
             if self._task is not None:
                 self._progress.remove_task(self._task)
@@ -113,7 +120,10 @@ class ConsoleListener:
             self._say(f"{self._label(name)}: up to date")
 
     def metrics(self, stage: str, values: Mapping[str, float], step: int) -> None:
-        """Metrics by step are for the page; they would only scroll by here."""
+        """Metrics by step are for the page, and would only scroll by; unless they are asked for."""
+        if self._verbose:
+            shown = ", ".join(f"{name} {significant(value)}" for name, value in values.items())
+            self._say(f"{self._label(stage)}: at {step}: {shown}")
 
     def progress(self, stage: str, done: int, total: int, unit: str) -> None:
         """Move the bar, or say how far a stage is every few seconds."""
@@ -122,8 +132,8 @@ class ConsoleListener:
         count = f"{done}/{total} {unit}{'es' if unit.endswith('tch') else 's'}"
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=done, total=total, count=count, left=left)
-        elif not self._quiet and time.monotonic() >= self._next_line:
-            self._next_line = time.monotonic() + PLAIN_SECONDS
+        elif not self._quiet and (now := time.monotonic()) >= self._next_line:
+            self._next_line = now + PLAIN_SECONDS * min(max((now - self._began) / PATIENCE_SECONDS, 1.0), PLAIN_MOST)
             self._say(f"{self._label(stage)}: {count}" + (f", {left}" if left else ""))
 
     def stage_finished(self, name: str, manifest: Mapping[str, Any]) -> None:

@@ -63,6 +63,7 @@ class Plan:
         fresh: run all stages anew.
         track: record the run in MLflow.
         quiet: only say what finished.
+        verbose: also say what is measured on the way.
     """
 
     first: str | None = None
@@ -70,6 +71,7 @@ class Plan:
     fresh: bool = False
     track: bool = True
     quiet: bool = False
+    verbose: bool = False
 
 
 def run_experiment(config: Config, runs_dir: Path, plan: Plan, fleet: Fleet | None = None, *, command: str = "CONFIG") -> int:
@@ -88,7 +90,8 @@ def run_experiment(config: Config, runs_dir: Path, plan: Plan, fleet: Fleet | No
     Raises:
         UserError: what a person can mend.
     """
-    bar = ConsoleListener([stage.name for stage in STAGES if stage.exists(config)], Console(stderr=True), quiet=plan.quiet)
+    names = [stage.name for stage in STAGES if stage.exists(config)]
+    bar = ConsoleListener(names, Console(stderr=True), quiet=plan.quiet, verbose=plan.verbose)
     listeners = Listeners([bar])
     tracker: MlflowListener | None = None
 

