@@ -3,11 +3,12 @@ PYTHON ?= $(firstword $(shell command -v python3.11 python3) python3)
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed-from-lock
+DOCS_STAMP := $(VENV)/.installed-for-docs
 CODE   := platform/normscape tests $(wildcard jobs infra)
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cluster lint heads bench services services-stop docs-reference clean
+.PHONY: help demo test test-cluster lint heads bench services services-stop docs docs-reference clean
 
 help:            ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,9 +52,20 @@ services: $(STAMP)       ## Ray and MLflow on this machine: dashboard, jobs, rec
 services-stop: $(STAMP)  ## end what `make services` started
 	$(BIN)/python infra/services.py stop
 
-docs-reference: $(STAMP)  ## write the configuration reference, docs/configuration.md
+# The pages need packages that nothing else does. MkDocs' own warning of a future version of itself is no warning about these pages.
+$(DOCS_STAMP): $(STAMP) requirements-docs.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock -r requirements-docs.lock
+	@touch $@
+
+docs: $(DOCS_STAMP)  ## build the documentation into site/; a broken link or reference is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "open site/index.html"
+
+docs-reference: $(STAMP)  ## write the references of configuration and commands, docs/configuration.md and docs/commands.md
 	$(BIN)/normscape config reference > docs/configuration.md.new
 	mv docs/configuration.md.new docs/configuration.md
+	$(BIN)/python infra/docs/commands.py > docs/commands.md.new
+	mv docs/commands.md.new docs/commands.md
 
 clean:           ## remove the environment and caches; runs/ and mlflow.db stay
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache

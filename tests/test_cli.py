@@ -100,10 +100,20 @@ def test_every_command_explains_itself(command) -> None:
 def test_commands_that_print_tables_speak_json_too() -> None:
     """And those that show progress can be quiet or verbose, under the same letters."""
     group: Any = typer.main.get_command(cli.app)
-    options = {
-        words: {flag for option in _found(group, words).params for flag in option.opts} for words in every_command(group)
-    }
-    for name in ("status", "doctor", "score", "register", "promote", "models", "export", "import", "sweep", "distances", "prepare"):
+    options = {words: {flag for option in _found(group, words).params for flag in option.opts} for words in every_command(group)}
+    for name in (
+        "status",
+        "doctor",
+        "score",
+        "register",
+        "promote",
+        "models",
+        "export",
+        "import",
+        "sweep",
+        "distances",
+        "prepare",
+    ):
         assert "--json" in options[name,], name
     for name in ("run", "report", "sweep", "distances", "prepare", "score"):
         assert {"--quiet", "-q", "--verbose", "-v"} <= options[name,], name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 
 import pytest
 from rich.console import Console
@@ -103,7 +104,7 @@ def test_a_log_has_a_line_now_and_then_and_less_often_in_long_stages(monkeypatch
     assert "\x1b" not in out.getvalue()
     assert "\r" not in out.getvalue()
     told = [int(line.split(": ")[1].split("/")[0]) for line in out.getvalue().splitlines() if "steps" in line]
-    gaps = [b - a for a, b in zip(told, told[1:], strict=False)]
+    gaps = [b - a for a, b in itertools.pairwise(told)]
     assert told[0] == 10
     assert gaps[:15] == [10] * 15
     assert sorted(gaps) == gaps

@@ -29,6 +29,7 @@ from normscape.cli_shared import (
     TrackOption,
     VerboseOption,
     examples,
+    forget_verbose,
     is_verbose,
     print_json,
 )
@@ -217,6 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: of the command line; this process's when empty.
     """
+    forget_verbose()
     try:
         app(args=arguments, prog_name="normscape")
     except UserError as error:

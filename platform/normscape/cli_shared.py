@@ -49,6 +49,11 @@ def _verbose(context: typer.Context, value: bool) -> bool:
     return value
 
 
+def forget_verbose() -> None:
+    """As if --verbose had not been given: for a process that runs several commands."""
+    _log.setLevel(logging.NOTSET)
+
+
 def is_verbose() -> bool:
     """Whether --verbose was given: messages then come with what led to them."""
     return _log.level == logging.DEBUG

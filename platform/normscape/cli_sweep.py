@@ -124,7 +124,10 @@ def _sweep(
     verbose: VerboseOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Search settings: what was tried is kept, and a sweep that was cut off goes on."""
+    """Search settings.
+
+    What was tried is kept, and a sweep that was cut off goes on.
+    """
     sweep_and_report(
         config,
         overrides or (),
@@ -147,7 +150,10 @@ def _distances(
     verbose: VerboseOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show how far apart real images are, and propose thresholds for the contrastive loss."""
+    """Measure real images and propose thresholds.
+
+    It shows how far apart real images are under the auxiliary networks, and what follows for the contrastive loss.
+    """
     from normscape.report.distances import measure_real
 
     loaded = load_config(config, overrides or ())

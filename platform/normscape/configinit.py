@@ -131,17 +131,20 @@ def init_chairs(out: Path, size: Size = "cpu", *, name: str | None = None, force
 
 
 def preset_path(experiment: str, size: str) -> Path:
-    """A configuration that comes with normscape: beside the package where it was installed, or in its clone.
+    """A configuration that comes with normscape: below this folder, or in the clone that the package lies in.
 
     Raises:
         UserError: it is in neither place.
     """
-    package = Path(normscape.__file__).resolve().parent
-    places = [base / "configs" / experiment / f"{size}.yaml" for base in (package, package.parents[1])]
-    found = next((path for path in places if path.is_file()), None)
+    name = Path("configs") / experiment / f"{size}.yaml"
+    found = next(
+        (base / name for base in (Path(), Path(normscape.__file__).resolve().parents[2]) if (base / name).is_file()), None
+    )
     if found is None:
-        raise UserError(f"configs/{experiment}/{size}.yaml: not found beside the package; is the installation whole?")
-    return found
+        raise UserError(
+            f"{name}: not found; `normscape init` builds on the repository's configurations: call it in a clone of it"
+        )
+    return found.resolve()
 
 
 # ---- looking at data -----------------------------------------------------------------------------------------------------
@@ -162,7 +165,7 @@ def look_at(folder: Path) -> CohortFacts:
     site_of = {row["subject"]: row["site"] or "" for row in reversed(rows) if row["age_years"] is not None}
     if len(site_of) < MIN_SUBJECTS:
         raise DataError(
-            f"{folder}: {len(site_of)} subjects of known age; at least {MIN_SUBJECTS} are needed, to learn from some and test others"
+            f"{folder}: {len(site_of)} subjects of known age; at least {MIN_SUBJECTS} are needed, for training and test"
         )
     known = pc.drop_null(cohort.subjects["age_years"])
     found = np.argwhere(cohort.atlas_mask)

@@ -111,7 +111,11 @@ def _read_file(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         asked = f" (`base` of {children[-1]})" if children else ""
-        hint = "; configs/ holds some, `normscape init` writes one for your data" if isinstance(error, FileNotFoundError) and not children else ""
+        hint = (
+            "; configs/ holds some, `normscape init` writes one for your data"
+            if isinstance(error, FileNotFoundError) and not children
+            else ""
+        )
         raise ConfigError(f"cannot read configuration {path}{asked}: {reason}{hint}") from error
     try:
         data = yaml.load(text, Loader=_Loader)

@@ -186,7 +186,8 @@ def skops_with_pickle() -> bytes:
     return out.getvalue()
 
 
-GENERATOR = "system/gan/generator.safetensors"
+GENERATOR, CONFIG = "system/gan/generator.safetensors", "system/config.yaml"
+LISTED = {"format": "normscape-bundle", "version": 1, "files": {"a": {"sha256": "x", "bytes": 1}}}
 ABOUT = {"model": "normscape-toy", "run_id": "x", "normscape_version": "0", "tags": {}}
 
 
@@ -215,11 +216,14 @@ ABOUT = {"model": "normscape-toy", "run_id": "x", "normscape_version": "0", "tag
         (changed("checksums.json", b"[1"), "checksums.json: not readable"),
         (changed("checksums.json", b"{}"), "checksums.json does not say `normscape-bundle`"),
         (lambda files: summed(files, version=2), "format version 2; this normscape knows version 1: update it"),
-        (lambda files: summed(files, files={"a": {"sha256": "x", "bytes": 1}}), "checksums.json: files.a.sha256"),
+        (changed("checksums.json", json.dumps(LISTED).encode()), "checksums.json: files.a.sha256"),
         (listed(changed("bundle.json", b"{}")), "bundle.json: model: Field required"),
         (listed(changed("bundle.json", json.dumps(ABOUT | {"model": "../up"}).encode())), "bundle.json: model: String should"),
-        (listed(changed("system/config.yaml", b"base: /etc/hosts\n")), "inherits from a file outside of the bundle"),
-        (listed(changed("system/config.yaml", b"nme: toy\n")), r"made for another version of normscape \(.*nme: unknown key"),
+        (listed(changed(CONFIG, b"base: /etc/hosts\n")), "inherits from a file outside of the bundle"),
+        (
+            lambda files: summed(files | {CONFIG: files[CONFIG] + b"nme: toy\n"}),
+            r"(?s)made for another version of normscape \(.*nme: unknown key",
+        ),
         (listed(without("system/latents/style_space.safetensors")), "its system cannot be used"),
         (listed(changed("system/score/detectors.json", b"{}")), "its system cannot be used"),
     ],

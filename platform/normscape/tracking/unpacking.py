@@ -187,7 +187,7 @@ def _config(path: Path, folder: Path, about: About) -> Config:
             raise BundleError(f"{path}: its configuration inherits from a file outside of the bundle; nothing was imported")
         return load_config(file)
     except (ConfigError, yaml.YAMLError, RecursionError) as error:
-        reason = str(error).replace(f"{folder}/", "")
+        reason = "\n".join(str(error).replace(f"{folder}/", "").splitlines()[:3])
         raise BundleError(f"{path}: made for another version of normscape ({about.normscape_version}): {reason}") from error
 
 
