@@ -58,7 +58,7 @@ $(DOCS_STAMP): $(STAMP) requirements-docs.lock
 	@touch $@
 
 docs: $(DOCS_STAMP)  ## build the documentation into site/; a broken link or reference is an error
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "open site/index.html"
 
 docs-reference: $(STAMP)  ## write the references of configuration and commands, docs/configuration.md and docs/commands.md

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import os
 import re
 import shlex
 import shutil
@@ -60,19 +59,19 @@ def prose(page: Path) -> str:
     return _FENCE.sub("", page.read_text(encoding="utf-8"))
 
 
-def command_lines(page: Path) -> Iterator[str]:
-    """Every `normscape ...` of a page: in blocks a line each, in prose between backticks; placeholders as they stand."""
+def command_lines(page: Path) -> Iterator[tuple[str, bool]]:
+    """Every `normscape ...` of a page, and whether it is whole: a line of a block is, a quotation in prose need not be."""
     for block in blocks(page):
         if block.kind in ("", "bash", "console", "sh"):
             for line in block.body.replace("\\\n", " ").splitlines():
                 for part in re.sub(r"\s+#.*$", "", line).split("&&"):
                     if part.strip().startswith("normscape "):
-                        yield part.strip()
+                        yield part.strip(), True
     for quoted in re.findall(r"`(normscape [^`]+)`", prose(page)):
-        yield re.sub(r"\s+", " ", quoted)
+        yield re.sub(r"\s+", " ", quoted), False
 
 
-def parse(line: str) -> None:
+def parse(line: str, whole: bool = True) -> None:
     """Read a command line with the command's own parser; raises where a command or an option does not exist."""
     group: Any = typer.main.get_command(cli.app)
     words = re.split(r"\s+[>|]\s", line)[0]
@@ -89,15 +88,15 @@ def parse(line: str) -> None:
         if re.match(r"-+[a-z]", word):
             assert word.partition("=")[0] in flags, f"{line}: `{' '.join(path)}` has no option {word}"
     if rest and "--help" not in rest and not hasattr(found, "commands"):
-        found.make_context(path[-1], list(rest), resilient_parsing=False)
+        found.make_context(path[-1], list(rest), resilient_parsing=not whole)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
 def test_commands_parse(page: Path) -> None:
     """Command, options and arguments; in prose a command may stand for itself, without what it needs."""
-    for line in command_lines(page):
+    for line, whole in command_lines(page):
         if line != "normscape COMMAND --help":
-            parse(line)
+            parse(line, whole)
 
 
 def test_the_parser_of_this_test_finds_mistakes() -> None:
@@ -113,25 +112,27 @@ def test_the_parser_of_this_test_finds_mistakes() -> None:
 
 
 @pytest.mark.parametrize("block", marked("runs"), ids=lambda block: f"{block.page.name}-{block.kind}")
-def test_marked_blocks_run(block: Block, tmp_path: Path) -> None:
-    """In a folder of their own, with the configurations of the repository; each command ends well."""
+def test_marked_blocks_run(
+    block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a folder of their own, with the configurations of the repository; each command ends well and says something."""
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "platform"), "NORMSCAPE_CACHE": str(tmp_path / "cache")}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NORMSCAPE_CACHE", str(tmp_path / "cache"))
     if block.kind == "python":
-        subprocess.run([sys.executable, "-c", block.body], cwd=tmp_path, env=environment, check=True)
+        exec(compile(block.body, str(block.page), "exec"), {"__name__": "page"})
         return
     assert block.kind == "bash"
     lines = [re.sub(r"\s+#.*$", "", line) for line in block.body.splitlines() if line.strip()]
     assert lines
-    code = "from normscape.cli import main; main()"
     for line in lines:
         name, *arguments = shlex.split(line)
         assert name == "normscape", line
-        result = subprocess.run(
-            [sys.executable, "-c", code, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
-        assert result.returncode == 0, f"{line}\n{result.stdout}{result.stderr}"
-        assert result.stdout.strip()
+        with pytest.raises(SystemExit) as ended:
+            cli.main(arguments)
+        out, err = capsys.readouterr()
+        assert not ended.value.code, f"{line}\n{out}{err}"
+        assert out.strip(), line
 
 
 def test_there_are_blocks_that_run() -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import numpy as np
 import pytest
 
@@ -33,6 +34,12 @@ def runs(system_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("export") / "runs"
     shutil.copytree(system_run, folder / "toy")
     return folder
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One store for all tests: its migrations take seconds."""
+    return f"sqlite:///{tmp_path_factory.mktemp('elsewhere') / 'mlflow.db'}"
 
 
 @pytest.fixture(scope="module")
@@ -94,30 +101,27 @@ def test_the_same_system_gives_the_same_bytes(system_run: Path, bundle: Path, tm
     assert not [name for name in files if name.endswith((".pkl", ".pth", ".pt"))]
 
 
-def test_there_and_back_it_scores_the_same(
-    runs: Path, system_run: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.slow
+def test_there_and_back_it_scores_the_same(system_run: Path, bundle: Path, store: str, tmp_path: Path) -> None:
     """Exported from a run, imported elsewhere, exported from there: same scores, same bytes."""
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    elsewhere = f"sqlite:///{tmp_path / 'elsewhere' / 'mlflow.db'}"
-    done = import_bundle(bundle, elsewhere)
+    done = import_bundle(bundle, store)
     assert (done.model, done.version, done.created) == ("normscape-toy", 1, True)
     before = ScoredSystem.from_run(system_run)
-    after = ScoredSystem.from_package(fetch_model("models:/normscape-toy@challenger", elsewhere).system)
+    after = ScoredSystem.from_package(fetch_model("models:/normscape-toy@challenger", store).system)
     assert before.score(*images(before)).equals(after.score(*images(before)))
     assert after.threshold == before.threshold
 
-    client = open_client(elsewhere)
+    client = open_client(store)
     version = client.get_model_version("normscape-toy", "1")
     assert version.description == read(bundle)["model_card.md"].decode()
     assert version.tags[IMPORTED_TAG] == "not recorded"
     assert float(version.tags["normscape.forest_test_auroc"]) >= 0
     assert client.get_run(done.run_id).info.status == "FINISHED"
-    again = import_bundle(bundle, elsewhere)
+    again = import_bundle(bundle, store)
     assert (again.version, again.created) == (1, False)
-    assert export_model("models:/normscape-toy/1", elsewhere, tmp_path / "back.zip").path.read_bytes() == bundle.read_bytes()
+    assert export_model("models:/normscape-toy/1", store, tmp_path / "back.zip").path.read_bytes() == bundle.read_bytes()
 
-    served = __import__("mlflow").pyfunc.load_model(client.get_model_version_download_uri("normscape-toy", "1"))
+    served = mlflow.pyfunc.load_model(client.get_model_version_download_uri("normscape-toy", "1"))
     outputs = [column.name for column in served.metadata.signature.outputs.inputs]
     pictures, conditions = images(before)
     answer = served.predict({"image": pictures, "angle_degrees": conditions["angle"][:, None]})
@@ -125,12 +129,14 @@ def test_there_and_back_it_scores_the_same(
     assert np.array_equal(answer["anomaly_score"], before.score(pictures, conditions)["anomaly_score"].to_numpy())
 
 
-def test_a_registered_model_and_its_run_give_the_same_bundle(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    done = register_run(runs / "toy")
-    store = f"sqlite:///{runs / 'mlflow.db'}"
-    first = export_run(runs / "toy", tmp_path / "run.zip")
-    second = export_model("models:/normscape-toy@challenger", store, tmp_path / "model.zip")
+@pytest.mark.slow
+def test_a_registered_model_and_its_run_give_the_same_bundle(
+    runs: Path, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    done = register_run(runs / "toy", model="own")
+    first = export_run(runs / "toy", tmp_path / "run.zip", model="own")
+    second = export_model("models:/own@challenger", store, tmp_path / "model.zip")
     assert first.path.read_bytes() == second.path.read_bytes()
     assert json.loads(read(first.path)["bundle.json"])["run_id"] == done.run_id
     with pytest.raises(UserError, match="nothing"):
