@@ -44,7 +44,7 @@ def test_a_cohort_gives_a_configuration_that_fits_it(
     """Seven persons of known age, 20 to 75; the split can be drawn; every line that is set has its reason beside it."""
     cohort = prepared_cohort()
     out = tmp_path / "new" / "mine.yaml"
-    config = init_brain(cohort.folder, out, size)  # type: ignore[arg-type]
+    config = init_brain(cohort.folder, out, size)
     assert config == load_config(out)
     assert (config.name, config.data.root, config.data.spacing_mm) == ("mine", cohort.folder.resolve(), 2.0)
     assert (config.data.train_subjects, config.data.test_subjects) == (5, 2)
