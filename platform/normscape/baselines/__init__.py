@@ -71,7 +71,16 @@ class ImageDetector(Protocol):
         """Where: float32 (B, 1, *S), higher is more abnormal, 0 outside the masks; None where the detector cannot tell."""
 
 
-DETECTORS: dict[str, str] = {}
+DETECTORS: dict[str, str] = {
+    "autoencoder": "normscape.baselines.autoencoder:Autoencoder",
+    "denoising": "normscape.baselines.denoising:DenoisingAutoencoder",
+    "diffusion": "normscape.baselines.diffusion:Diffusion",
+    "fae": "normscape.baselines.fae:FeatureAutoencoder",
+    "fanogan": "normscape.baselines.fanogan:FastAnoGan",
+    "ganomaly": "normscape.baselines.ganomaly:Ganomaly",
+    "supervised": "normscape.baselines.supervised:Supervised",
+    "vae": "normscape.baselines.vae:VariationalAutoencoder",
+}
 """Built-in detectors: name to `module:Class`."""
 
 

@@ -1,0 +1,179 @@
+"""Feature autoencoder: rebuilds the features of a frozen network instead of pixels, compared by SSIM (Meissen et al. 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Self
+
+import torch
+import torch.nn.functional as F
+from monai.metrics.regression import compute_ssim_and_cs
+from monai.networks.layers.factories import Norm
+from monai.networks.nets.autoencoder import AutoEncoder
+from torch import Tensor, nn
+
+from normscape.baselines import Scores, Training
+from normscape.baselines.learning import (
+    Course,
+    Inputs,
+    Seen,
+    Step,
+    check_choice,
+    check_positive,
+    fresh_weights,
+    minimise,
+)
+from normscape.baselines.networks import ACTIVATION, NORM
+from normscape.datasets.batches import ImageBatch
+from normscape.errors import DataError
+from normscape.losses.masked import resampled, weighted_mean, worst
+from normscape.networks.auxiliary import AuxiliaryNetwork
+from normscape.training.checkpoint import load_module
+
+FeatureScore = Literal["worst", "mean"]
+"""The largest, or the mean, of 1 - SSIM over the places of the feature map."""
+WINDOW, SIGMA = 5, 1.5
+"""Side and deviation of SSIM's window, in places of the feature map."""
+FEATURE_RANGE = 6.0
+"""What SSIM takes for the range of features: three standard deviations to each side."""
+_INTERPOLATION = {2: "bilinear", 3: "trilinear"}
+
+
+class FeatureNetwork(nn.Module):
+    """Frozen features side by side at the finest resolution among them, and an autoencoder that rebuilds them.
+
+    Args:
+        extractor: frozen.
+        layers: which of its maps, 0 the stem.
+        image_shape: (C, *S).
+        width: channels of the autoencoder's first stage; the second has twice as many.
+    """
+
+    def __init__(self, extractor: AuxiliaryNetwork, layers: Sequence[int], image_shape: Sequence[int], *, width: int) -> None:
+        super().__init__()
+        self.layers, dims = tuple(layers), len(image_shape) - 1
+        # kept out of the module's parameters and modes: frozen whatever is trained around it
+        self.extract = extractor.features
+        parameter = next(extractor.parameters())
+        with torch.no_grad():
+            maps = self._chosen(torch.zeros(1, *image_shape, device=parameter.device))
+        self.sides = tuple(maps[0].shape[2:])
+        channels = sum(m.shape[1] for m in maps)
+        # every channel gets mean 0 and variance 1 over the training images; momentum None: the plain average of all batches
+        self.standardise = Norm[Norm.BATCH, dims](channels, affine=False, momentum=None)
+        self.autoencoder = AutoEncoder(dims, channels, channels, (width, 2 * width), (2, 2), act=ACTIVATION, norm=NORM)
+
+    def _chosen(self, images: Tensor) -> list[Tensor]:
+        maps = self.extract(images)
+        return [maps[i] for i in self.layers]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images `(B, C, *S)` to `(B, *places)`: 1 - SSIM of features and rebuilt features, mean over the channels."""
+        dims = images.ndim - 2
+        with torch.no_grad():
+            maps = self._chosen(images)
+            wide = [F.interpolate(m, size=self.sides, mode=_INTERPOLATION[dims], align_corners=False) for m in maps]
+        features = self.standardise(torch.cat(wide, dim=1))
+        around = (WINDOW // 2,) * 2 * dims  # so that the map has a value at every place
+        pair = [F.pad(m, around, mode="replicate") for m in (self.autoencoder(features), features)]
+        similarity, _ = compute_ssim_and_cs(
+            pair[0], pair[1], dims, kernel_size=(WINDOW,) * dims, kernel_sigma=(SIGMA,) * dims, data_range=FEATURE_RANGE
+        )
+        difference: Tensor = 1 - similarity.mean(1)
+        return difference
+
+
+class FeatureAutoencoder:
+    """Features come from the experiment's identity network; the score is the worst place of 1 - SSIM.
+
+    Args:
+        layers: maps of the identity network, 0 the stem and 1 to 4 its stages, finest first.
+        width: channels of the autoencoder's first stage.
+        learning_rate, batch_size: of the training.
+        score: see `FeatureScore`.
+    """
+
+    supervision: Literal["none", "synthetic"] = "none"
+
+    def __init__(
+        self,
+        *,
+        layers: Sequence[int] = (0, 1, 2),
+        width: int = 64,
+        learning_rate: float = 2e-3,
+        batch_size: int = 64,
+        score: FeatureScore = "worst",
+    ) -> None:
+        check_positive(width=width, learning_rate=learning_rate, batch_size=batch_size)
+        check_choice("score", score, FeatureScore)
+        self.layers = tuple(layers)
+        if not self.layers or not set(self.layers) <= set(range(5)) or list(self.layers) != sorted(set(self.layers)):
+            raise ValueError(f"layers is {self.layers}; expected different numbers from 0 to 4, ascending")
+        self.width, self.learning_rate, self.batch_size, self.score = width, learning_rate, batch_size, score
+
+    def fit(self, training: Training) -> Self:
+        """Train the autoencoder on features of normal images.
+
+        Raises:
+            DataError: the experiment has no trained identity network, its maps are too small, or there are no images.
+            CheckpointError: the network's file is damaged.
+        """
+        course = Course(training, "fae", batch_size=self.batch_size)
+        self.inputs_ = inputs = Inputs(training)
+        extractor = identity_network(training)
+        with fresh_weights(training, "fae"):
+            network = FeatureNetwork(extractor, self.layers, training.healthy.shape, width=self.width)
+        if network.sides[-1] < 4:
+            raise DataError(
+                f"fae: layer {self.layers[0]} of the identity network has a side of {network.sides[-1]}; "
+                "the autoencoder halves it twice and needs at least 4: take a finer layer"
+            )
+        self.network_ = network.to(training.device)
+
+        def loss(step: Step) -> Tensor:
+            seen = inputs(step.batch)
+            return self._mean(network(seen.images), seen).mean()
+
+        self.loss_ = minimise(course, network, loss, learning_rate=self.learning_rate)
+        return self
+
+    @torch.no_grad()
+    def decision_function(self, batch: ImageBatch) -> Scores:
+        """Scores (B,), in [0, 2]."""
+        seen = self.inputs_(batch)
+        found = self.network_(seen.images)
+        scores = self._mean(found, seen) if self.score == "mean" else worst(found.flatten(1), self._share(seen))
+        return scores.double().cpu().numpy()
+
+    @torch.no_grad()
+    def anomaly_map(self, batch: ImageBatch) -> Tensor:
+        """1 - SSIM, interpolated to the image's resolution, float32 (B, 1, *S); 0 outside of the masks."""
+        seen = self.inputs_(batch)
+        sides = seen.images.shape[2:]
+        coarse = self.network_(seen.images)[:, None]
+        fine = F.interpolate(coarse, size=tuple(sides), mode=_INTERPOLATION[len(sides)], align_corners=False)
+        return (fine if seen.masks is None else fine * seen.masks).cpu()
+
+    def _share(self, seen: Seen) -> Tensor | None:
+        return resampled(seen.masks, self.network_.sides)
+
+    def _mean(self, found: Tensor, seen: Seen) -> Tensor:
+        return weighted_mean(found.flatten(1), self._share(seen))
+
+
+def identity_network(training: Training) -> AuxiliaryNetwork:
+    """The experiment's frozen identity network, on the device.
+
+    Raises:
+        DataError: the experiment was not run so far.
+        CheckpointError: the file is damaged.
+    """
+    folder = training.folders.get("auxiliary")
+    if folder is None:
+        raise DataError(
+            "fae: needs the identity network of a finished experiment; run `normscape run` with this configuration first"
+        )
+    attribute = training.config.attributes[0]
+    network = AuxiliaryNetwork.from_config(attribute, training.config)
+    load_module(network, folder / f"{attribute.name}.safetensors")
+    return network.to(training.device).fold()
