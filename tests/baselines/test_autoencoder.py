@@ -35,9 +35,7 @@ def test_only_known_values_change_the_score(toy_training: Callable[..., Any]) ->
     toy = toy_training(network_images=1600)
     for conditions in ("none", "shuffled"):
         detector = Autoencoder(latent=2, conditions=conditions, **SMALL).fit(toy.training)
-        np.testing.assert_array_equal(
-            detector.decision_function(turned(toy.unseen)), detector.decision_function(toy.unseen)
-        )
+        np.testing.assert_array_equal(detector.decision_function(turned(toy.unseen)), detector.decision_function(toy.unseen))
     detector = Autoencoder(latent=2, conditions="known", score="mean", **SMALL).fit(toy.training)
     wrong, right = detector.decision_function(turned(toy.unseen)), detector.decision_function(toy.unseen)
     assert wrong.mean() > 1.2 * right.mean()

@@ -46,7 +46,9 @@ def test_features_are_those_of_the_experiment(kind: str, toy_training: Callable[
 def test_scores_lie_between_the_mean_and_the_worst_place(toy_training: Callable[..., Any]) -> None:
     """The worst place is at least as bad as the mean one, and at most 2."""
     toy = toy_training("patches", network_images=320)
-    worst, mean = (FeatureAutoencoder(score=s, **SMALL).fit(toy.training).decision_function(toy.unseen) for s in ("worst", "mean"))
+    worst, mean = (
+        FeatureAutoencoder(score=s, **SMALL).fit(toy.training).decision_function(toy.unseen) for s in ("worst", "mean")
+    )
     assert (worst > mean).all()
     assert (worst <= 2).all()
     assert (mean > 0).all()

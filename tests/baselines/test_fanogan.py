@@ -85,5 +85,5 @@ def test_the_critic_learns_to_tell(toy_training: Callable[..., Any]) -> None:
 
 def test_settings() -> None:
     """Something has to be left for the encoder."""
-    with pytest.raises(ValueError, match="gan_share is 1.0"):
+    with pytest.raises(ValueError, match=r"gan_share is 1\.0"):
         FastAnoGan(gan_share=1.0)

@@ -53,7 +53,7 @@ def test_features_of_values() -> None:
     """Near values have near features and far ones do not; no values have none; each lies at every place of the image."""
     torch.manual_seed(0)
     features = ValueFeatures(2)
-    a, b, c = features(torch.tensor([[0.5, 0.5], [0.501, 0.5], [0.9, 0.1]]))
+    a, b, c = features(torch.tensor([[0.5, 0.5], [0.501, 0.5], [0.9, 0.1]])).detach()
     assert a.shape == (VALUE_FEATURES,)
     assert float((a - b).norm()) < 0.1 * float((a - c).norm())
     assert ValueFeatures(0)(torch.zeros(3, 0)).shape == (3, 0)

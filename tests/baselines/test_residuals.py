@@ -47,7 +47,7 @@ def score_of(kind: Any, images: Tensor, masks: Tensor | None, toy: Any) -> Any:
 
 
 def test_kinds_of_scores(toy_training: Callable[..., Any]) -> None:
-    """A bright block of three: its own value at its worst, its share of the image in the mean; half of it outside does not count."""
+    """A bright block of three: its own value at its worst, its share of the image in the mean; none where it lies outside."""
     toy = toy_training()
     images = torch.zeros(2, 1, 16, 16)
     images[1, :, 6:9, 6:9] = 0.8

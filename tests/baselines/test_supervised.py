@@ -26,7 +26,7 @@ def test_half_of_each_batch_gets_anomalies_of_training_rows(toy_training: Callab
     detector.fit(toy.training)
     assert [len(rows) for rows in toy.anomalous_rows] == [8] * 20
     rows = torch.cat(toy.anomalous_rows)
-    assert 0 <= int(rows.min())
+    assert int(rows.min()) >= 0
     assert int(rows.max()) < len(toy.training.healthy)
 
 
@@ -98,6 +98,5 @@ def test_a_conditional_one_looks_at_the_values(toy_training: Callable[..., Any])
     for conditions in ("none", "known", "shuffled"):
         detector = Supervised(conditions=conditions, **SMALL).fit(training)
         gain[conditions] = float((detector.decision_function(wrong) - detector.decision_function(toy.unseen)).mean())
-        assert float(detector.loss_[-20:].mean()) > 0.1 or conditions == "known"
     assert gain["none"] == gain["shuffled"] == 0
     assert gain["known"] > 1

@@ -23,10 +23,9 @@ def test_the_bound_is_that_of_the_distributions() -> None:
     network = VariationalNetwork((2, 8, 8), latent=3, width=4, values=0)
     with torch.no_grad():
         network.deviation.fill_(-0.1)
-    images, rebuilt = torch.randn(2, 2, 4, 8, 8)
-    masks = torch.rand(4, 1, 8, 8) > 0.4
-    seen = Seen(images[:, None].expand(-1, 2, -1, -1)[:2], masks[:2], torch.zeros(2, 0))
-    rebuilt = rebuilt[:, None].expand(-1, 2, -1, -1)[:2]
+    images, rebuilt = torch.randn(2, 2, 2, 8, 8)
+    masks = torch.rand(2, 1, 8, 8) > 0.4
+    seen = Seen(images, masks, torch.zeros(2, 0))
     mean, log_variance = torch.randn(2, 2, 3)
     found = network.negative_bound(seen, rebuilt, mean, log_variance, beta=2.0)
     deviation = float(network.log_deviation.exp())

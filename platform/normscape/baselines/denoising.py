@@ -40,7 +40,13 @@ class DenoisingAutoencoder(ResidualDetector):
         neighbourhood: int | None = None,
     ) -> None:
         super().__init__(score=score, neighbourhood=neighbourhood)
-        check_positive(width=width or WIDTH[2], noise=noise, cells=cells, learning_rate=learning_rate, batch_size=batch_size)
+        check_positive(
+            width=WIDTH[2] if width is None else width,
+            noise=noise,
+            cells=cells,
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+        )
         self.width, self.noise, self.cells = width, noise, cells
         self.learning_rate, self.batch_size = learning_rate, batch_size
 

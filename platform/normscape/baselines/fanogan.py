@@ -103,9 +103,7 @@ class FastAnoGan(ResidualDetector):
     def _fit_gan(self, course: Course, steps: int) -> Tensor:
         """Train generator and critic, and freeze them; the critic's losses, (steps,)."""
         critic_descent = Descent(self.critic_, learning_rate=self.gan_learning_rate, steps=steps, betas=BETAS)
-        descent = Descent(
-            self.generator_, learning_rate=self.gan_learning_rate, steps=steps // self.critic_steps, betas=BETAS
-        )
+        descent = Descent(self.generator_, learning_rate=self.gan_learning_rate, steps=steps // self.critic_steps, betas=BETAS)
         losses = []
         for number, step in enumerate(course.batches(steps), start=1):
             seen = self.inputs_(step.batch)

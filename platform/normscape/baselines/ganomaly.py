@@ -84,7 +84,9 @@ class Ganomaly(ResidualDetector):
         for step in course.batches():
             seen = inputs(step.batch)
             latents, fake = self._passed(seen)
-            adversarial = F.mse_loss(judge.net(fake), judge.net(seen.images).detach())
+            with torch.no_grad():
+                real_features = judge.net(seen.images)
+            adversarial = F.mse_loss(judge.net(fake), real_features)
             contextual = pixel_residual(seen.images, fake, "l1", seen.masks).mean()
             again = F.mse_loss(self.network_["second"](fake), latents)
             loss = self.adversarial_weight * adversarial + self.contextual_weight * contextual + self.encoder_weight * again

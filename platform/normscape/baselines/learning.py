@@ -169,9 +169,7 @@ class Descent:
         betas: of Adam.
     """
 
-    def __init__(
-        self, *modules: nn.Module, learning_rate: float, steps: int, betas: tuple[float, float] = (0.9, 0.999)
-    ) -> None:
+    def __init__(self, *modules: nn.Module, learning_rate: float, steps: int, betas: tuple[float, float] = (0.9, 0.999)) -> None:
         parameters = [p for module in modules for p in module.parameters()]
         self.optimizer = torch.optim.Adam(parameters, lr=learning_rate, betas=betas, fused=True)
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, T_max=max(steps, 1))

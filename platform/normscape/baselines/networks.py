@@ -1,4 +1,4 @@
-"""Small networks of the baselines, made of MONAI's, for images of any channels in 2D and 3D. Sides are powers of two, at least 8."""
+"""Small networks of the baselines, made of MONAI's, for images in 2D and 3D. Sides are powers of two, at least 8."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def stage_widths(side: int, width: int) -> tuple[int, ...]:
 
 
 def encoder(shape: Sequence[int], outputs: int, *, width: int) -> nn.Module:
-    """A network from images `(B, *shape)`, shape being (C, *S), to vectors `(B, outputs)`: strided convolutions, one dense layer."""
+    """A network from images `(B, *shape)`, shape (C, *S), to vectors `(B, outputs)`: strided convolutions, one dense layer."""
     channels = stage_widths(shape[-1], width)
     return Regressor(
         tuple(shape), (outputs,), channels, (2,) * len(channels), num_res_units=0, act=ACTIVATION, norm=NORM

@@ -32,7 +32,7 @@ _NOWHERE = -1e4
 
 
 class Supervised:
-    """Half of each batch gets anomalies; the network says of every place whether it is anomalous, and how much it speaks for that.
+    """Half of each batch gets anomalies; the network says how anomalous every place is, and how much it speaks for an anomaly.
 
     A patch is normal, or it has one anomaly somewhere. If e is the log likelihood ratio of an anomaly about a place, and no
     place is likelier than another, then the image's own is the logarithm of the mean of exp(e) over the places: the score.
@@ -55,7 +55,7 @@ class Supervised:
         batch_size: int = 32,
         conditions: Conditions = "none",
     ) -> None:
-        check_positive(width=width or WIDTH[2], learning_rate=learning_rate, batch_size=batch_size)
+        check_positive(width=WIDTH[2] if width is None else width, learning_rate=learning_rate, batch_size=batch_size)
         if map_weight < 0:
             raise ValueError(f"map_weight is {map_weight}; expected at least 0")
         check_choice("conditions", conditions, Conditions)
