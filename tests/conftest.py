@@ -17,7 +17,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from normscape.baselines import Training
 from normscape.config import Config
+from normscape.datasets.anomalies import AnomalyBatch, Scene
+from normscape.datasets.batches import HealthyImages, ImageBatch
 from normscape.datasets.prepared import SUBJECT_SCHEMA, PreparedCohort
 from normscape.datasets.samples import SampleSet, StoredImages
 
@@ -211,6 +214,91 @@ def toy_brain_samples() -> Callable[..., SampleSet]:
         values = {"age_years": age, "position_mm": position}
         names = tuple(f"person-{i}" for i in range(SUBJECTS))
         return SampleSet(ToyPatches(brain, mask), subject, names, values, torch.arange(count))
+
+    return make
+
+
+def obvious(batch: ImageBatch) -> ImageBatch:
+    """The same images with a corner, which lies under every toy mask, as far from its own mean as can be."""
+    images = batch.images.clone()
+    corner = (..., *(slice(4, 8),) * (images.ndim - 2))
+    mean = images[corner].mean(tuple(range(1, images.ndim)), keepdim=True)
+    images[corner] = torch.where(mean > 0, -1.0, 1.0).expand_as(images[corner])
+    return batch.with_images(images)
+
+
+class CountedImages(HealthyImages):
+    """Normal images that count how many were drawn."""
+
+    drawn = 0
+
+    def batch(self, rows: torch.Tensor) -> ImageBatch:
+        self.drawn += len(rows)
+        return super().batch(rows)
+
+
+class ToyTraining:
+    """What a detector is fitted to, other images of the same kind, and what was asked of it meanwhile.
+
+    Args:
+        training: what is fitted to.
+        unseen: normal images of subjects that are not trained on.
+    """
+
+    def __init__(self, training: Training, unseen: ImageBatch) -> None:
+        self.training, self.unseen = training, unseen
+        self.anomalous_rows: list[torch.Tensor] = []
+        self.progress: list[tuple[int, int]] = []
+
+    @property
+    def abnormal(self) -> ImageBatch:
+        """The unseen images with an obvious anomaly each."""
+        return obvious(self.unseen)
+
+
+@pytest.fixture
+def toy_training(
+    toy_config: Callable[..., Config],
+    toy_samples: Callable[..., SampleSet],
+    toy_brain_config: Callable[..., Config],
+    toy_brain_samples: Callable[..., SampleSet],
+    tmp_path: Path,
+) -> Callable[..., ToyTraining]:
+    """Makes what detectors learn from: `toy_training("patches", network_images=320)`, or `"pictures"`."""
+    from normscape.networks.auxiliary import AuxiliaryNetwork
+    from normscape.training.checkpoint import save_module
+
+    def make(kind: str = "pictures", *, network_images: int = 320) -> ToyTraining:
+        pictures = kind == "pictures"
+        config, samples = (toy_config(), toy_samples()) if pictures else (toy_brain_config(), toy_brain_samples())
+        known = samples.subject < config.data.train_subjects
+        healthy, others = (
+            CountedImages(samples.select(rows.nonzero().squeeze(1)), config.value_attributes) for rows in (known, ~known)
+        )
+        torch.manual_seed(0)
+        save_module(AuxiliaryNetwork.from_config(config.attributes[0], config), tmp_path / "identity.safetensors")
+
+        def draw(batch: ImageBatch, rows: torch.Tensor) -> AnomalyBatch:
+            toy.anomalous_rows.append(rows)
+            images = obvious(batch).images
+            change = (images - batch.images).abs()
+            cover = (change > 0).any(1, keepdim=True).float()
+            return AnomalyBatch(images, cover, torch.full((len(rows),), 2.0), change.flatten(1).mean(1))
+
+        training = Training(
+            config=config,
+            healthy=healthy,
+            anomalous=draw,
+            scene=Scene(config.dims, None if pictures else 2.0),
+            images=32,
+            network_images=network_images,
+            seed=0,
+            device=torch.device("cpu"),
+            folders={"auxiliary": tmp_path},
+            progress=lambda done, total: toy.progress.append((done, total)),
+        )
+        toy = ToyTraining(training, others.batch(torch.arange(len(others))))
+        return toy
 
     return make
 

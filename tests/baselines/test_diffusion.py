@@ -44,10 +44,10 @@ def test_who_knows_the_noise_comes_back_to_the_image(
 
 def test_noise_is_learned(toy_training: Callable[..., Any]) -> None:
     """The mean squared error starts at the noise's own size, 1, and gets well below."""
-    toy = toy_training("patches", network_images=3200)
-    detector = Diffusion(width=16, batch_size=16, learning_rate=3e-3).fit(toy.training)
+    toy = toy_training("patches", network_images=640)
+    detector = Diffusion(width=8, batch_size=16, learning_rate=1e-2).fit(toy.training)
     assert float(detector.loss_[0]) == pytest.approx(1.0, abs=0.2)
-    assert float(detector.loss_[-20:].mean()) < 0.6
+    assert float(detector.loss_[-20:].mean()) < 0.75
 
 
 def test_repeats_take_the_mean_over_noises(toy_training: Callable[..., Any]) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from monai.metrics.regression import compute_ssim_and_cs
 
-from normscape.baselines.fae import FeatureAutoencoder, identity_network
+from normscape.baselines.fae import FEATURE_RANGE, WINDOW, FeatureAutoencoder, identity_network, local_similarity
 from normscape.errors import CheckpointError, DataError
 
 SMALL: dict[str, Any] = {"width": 8, "batch_size": 16}
@@ -63,3 +64,19 @@ def test_layers_have_to_be_there_and_large_enough(toy_training: Callable[..., An
     toy = toy_training()
     with pytest.raises(DataError, match="side of 2"):
         FeatureAutoencoder(layers=(3,), **SMALL).fit(toy.training)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_similarity_is_that_of_monai(dims: int) -> None:
+    """Where windows lie within the map, the same numbers as MONAI's with uniform windows; equal maps have 1 everywhere."""
+    torch.manual_seed(0)
+    a = torch.randn(2, 3, *(8,) * dims)
+    b = a + 0.5 * torch.randn_like(a)
+    found = local_similarity(a, b)
+    assert found.shape == a.shape
+    torch.testing.assert_close(local_similarity(a, a), torch.ones_like(a), atol=1e-4, rtol=0)
+    expected, _ = compute_ssim_and_cs(
+        a, b, dims, (WINDOW,) * dims, (1.5,) * dims, data_range=FEATURE_RANGE, kernel_type="uniform"
+    )
+    inner = found[(..., *(slice(WINDOW // 2, -(WINDOW // 2)),) * dims)]
+    torch.testing.assert_close(inner, expected, atol=1e-4, rtol=1e-3)

@@ -33,13 +33,13 @@ def test_the_published_score(toy_training: Callable[..., Any]) -> None:
 @pytest.mark.parametrize("kind", ["pictures", "patches"])
 def test_images_and_latents_are_found_again(kind: str, toy_training: Callable[..., Any]) -> None:
     """After a training the rebuilt image is near the image, and the second encoder near the first."""
-    toy = toy_training(kind, network_images=3200)
+    toy = toy_training(kind, network_images=1280)
     before, after = (
-        Ganomaly(**SMALL).fit(toy_training(kind, network_images=n).training) for n in (32, 3200)
+        Ganomaly(**SMALL).fit(toy_training(kind, network_images=n).training) for n in (32, 1280)
     )  # fmt: skip
     for detector in (before, after):
         detector.score = "mean"
-    assert after.decision_function(toy.unseen).mean() < 0.5 * before.decision_function(toy.unseen).mean()
+    assert after.decision_function(toy.unseen).mean() < 0.75 * before.decision_function(toy.unseen).mean()
     seen = after.inputs_(toy.unseen)
     with torch.no_grad():
         latents, rebuilt = after._passed(seen)

@@ -15,7 +15,7 @@ from normscape.baselines.supervised import Supervised, pooled
 from normscape.datasets.anomalies import AnomalyBatch
 from normscape.datasets.batches import ImageBatch
 
-SMALL: dict[str, Any] = {"width": 8, "batch_size": 16}
+SMALL: dict[str, Any] = {"width": 8, "batch_size": 16, "learning_rate": 1e-2}
 
 
 def test_half_of_each_batch_gets_anomalies_of_training_rows(toy_training: Callable[..., Any]) -> None:
@@ -32,7 +32,7 @@ def test_half_of_each_batch_gets_anomalies_of_training_rows(toy_training: Callab
 
 def test_the_network_sees_what_was_drawn(toy_training: Callable[..., Any]) -> None:
     """With anomalies that cannot be seen it learns nothing; with visible ones it learns all."""
-    toy = toy_training("patches", network_images=1600)
+    toy = toy_training("patches", network_images=960)
 
     def invisible(batch: ImageBatch, rows: Tensor) -> AnomalyBatch:
         cover = torch.zeros(batch.images.shape)
@@ -47,7 +47,7 @@ def test_the_network_sees_what_was_drawn(toy_training: Callable[..., Any]) -> No
 
 def test_an_image_without_a_place_for_an_anomaly_is_normal(toy_training: Callable[..., Any]) -> None:
     """A family that never finds a place: all labels are 0, and the network says no to everything."""
-    toy = toy_training(network_images=1600)
+    toy = toy_training(network_images=960)
 
     def nowhere(batch: ImageBatch, rows: Tensor) -> AnomalyBatch:
         return AnomalyBatch(batch.images, torch.zeros(len(rows), 1, 8, 8), torch.zeros(len(rows)), torch.zeros(len(rows)))
@@ -73,7 +73,7 @@ def test_places_are_pooled_to_the_log_of_the_mean_ratio() -> None:
 
 def test_the_map_shows_the_place(toy_training: Callable[..., Any]) -> None:
     """Probabilities near 1 in the painted corner, near 0 elsewhere and in normal images."""
-    toy = toy_training("patches", network_images=1600)
+    toy = toy_training("patches", network_images=960)
     detector = Supervised(**SMALL).fit(toy.training)
     found = detector.anomaly_map(toy.abnormal)
     assert float(found[..., 4:, 4:, 4:].mean()) > 0.8
@@ -83,7 +83,7 @@ def test_the_map_shows_the_place(toy_training: Callable[..., Any]) -> None:
 
 def test_a_conditional_one_looks_at_the_values(toy_training: Callable[..., Any]) -> None:
     """An anomaly that only its condition gives away, a wrong angle, is found by it alone."""
-    toy = toy_training(network_images=4800)
+    toy = toy_training(network_images=2400)
     images = toy.training.healthy.batch(torch.arange(len(toy.training.healthy))).images
     turned = {i: len(images) // 4 * (i // (len(images) // 4)) + (i + 8) % 16 for i in range(len(images))}
 

@@ -14,7 +14,7 @@ from torch.distributions import Normal, kl_divergence
 from normscape.baselines.learning import Seen
 from normscape.baselines.vae import VariationalAutoencoder, VariationalNetwork
 
-SMALL: dict[str, Any] = {"width": 8, "batch_size": 16, "learning_rate": 5e-3, "latent": 4}
+SMALL: dict[str, Any] = {"width": 8, "batch_size": 16, "learning_rate": 1e-2, "latent": 4}
 
 
 def test_the_bound_is_that_of_the_distributions() -> None:
@@ -42,7 +42,7 @@ def test_the_bound_is_that_of_the_distributions() -> None:
 
 def test_the_deviation_is_learned(toy_training: Callable[..., Any]) -> None:
     """Patches are rebuilt to a fraction of the intensity range, and the network knows to which."""
-    toy = toy_training("patches", network_images=3200)
+    toy = toy_training("patches", network_images=1280)
     detector = VariationalAutoencoder(score="mean", **SMALL).fit(toy.training)
     deviation = float(detector.network_.log_deviation.exp())
     assert deviation < 0.3
@@ -66,7 +66,7 @@ def test_scores_are_the_bound_or_a_residual(toy_training: Callable[..., Any]) ->
 
 def test_more_beta_less_information(toy_training: Callable[..., Any]) -> None:
     """With a dear divergence the latents say next to nothing of the image."""
-    toy = toy_training(network_images=1600)
+    toy = toy_training(network_images=960)
     spread = {}
     for beta in (1.0, 1000.0):
         detector = VariationalAutoencoder(beta=beta, **SMALL).fit(toy.training)
@@ -78,7 +78,7 @@ def test_more_beta_less_information(toy_training: Callable[..., Any]) -> None:
 
 def test_a_conditional_one_looks_at_the_values(toy_training: Callable[..., Any]) -> None:
     """Wrong angles lower the likelihood of normal images when they are looked at."""
-    toy = toy_training(network_images=1600)
+    toy = toy_training(network_images=960)
     wrong = replace(toy.unseen, conditions={"angle": 90 - toy.unseen.conditions["angle"]})
     detector = VariationalAutoencoder(conditions="known", **SMALL).fit(toy.training)
     assert detector.decision_function(wrong).mean() > detector.decision_function(toy.unseen).mean()

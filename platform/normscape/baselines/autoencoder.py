@@ -19,7 +19,7 @@ from normscape.baselines.learning import (
     minimise,
 )
 from normscape.baselines.networks import Bottleneck
-from normscape.baselines.residuals import ResidualDetector, ResidualScore
+from normscape.baselines.rebuilding import ResidualDetector, ResidualScore
 from normscape.losses.reconstruction import pixel_residual
 
 

@@ -10,7 +10,7 @@ from normscape.baselines import Training
 from normscape.baselines.learning import Course, Inputs, Seen, Step, check_positive, fresh_weights, minimise
 from normscape.baselines.networks import FoldedUNet
 from normscape.baselines.noise import coarse_noise
-from normscape.baselines.residuals import ResidualDetector, ResidualScore
+from normscape.baselines.rebuilding import ResidualDetector, ResidualScore
 from normscape.losses.reconstruction import pixel_residual
 
 WIDTH = {2: 32, 3: 16}

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Literal, Self
 
 import torch
-from monai.networks.nets.diffusion_model_unet import DiffusionModelUNet
+from monai.networks.layers.factories import Conv
+from monai.networks.nets.diffusion_model_unet import DiffusionUNetResnetBlock, DownBlock, UpBlock, get_timestep_embedding
 from monai.networks.schedulers.ddim import DDIMScheduler
-from torch import Tensor
+from torch import Tensor, nn
 
 from normscape.baselines import Training
 from normscape.baselines.learning import (
@@ -22,7 +23,7 @@ from normscape.baselines.learning import (
 )
 from normscape.baselines.networks import fold_blocks, unfold_blocks
 from normscape.baselines.noise import pyramid_noise
-from normscape.baselines.residuals import ResidualDetector, ResidualScore
+from normscape.baselines.rebuilding import ResidualDetector, ResidualScore
 from normscape.losses.reconstruction import pixel_residual
 from normscape.training.seeding import seeded
 
@@ -39,8 +40,54 @@ NoiseKind = Literal["pyramid", "gaussian"]
 """Coarse and fine noise together, which hides anomalies of several pixels, or white noise."""
 
 
+class TimedUNet(nn.Module):
+    """MONAI's diffusion U-Net at two resolutions, less the attention, for which MONAI needs a package more.
+
+    Args:
+        dims: 2 or 3.
+        channels: of what it sees and says.
+        width: channels of the finer resolution; the coarser one has twice as many.
+    """
+
+    def __init__(self, dims: int, channels: int, *, width: int) -> None:
+        super().__init__()
+        deep, self.width = 2 * width, width
+        self.time = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width))
+        convolution = Conv[Conv.CONV, dims]
+        self.first = convolution(channels, width, 3, padding=1)
+        shared = {"spatial_dims": dims, "temb_channels": 4 * width, "norm_num_groups": GROUPS}
+        self.fine = DownBlock(in_channels=width, out_channels=width, **shared)
+        self.coarse = DownBlock(in_channels=width, out_channels=deep, add_downsample=False, **shared)
+        self.middle = DiffusionUNetResnetBlock(in_channels=deep, **shared)
+        self.from_coarse = UpBlock(
+            in_channels=width, prev_output_channel=deep, out_channels=deep, num_res_blocks=2, **shared
+        )  # fmt: skip
+        self.from_fine = UpBlock(
+            in_channels=width, prev_output_channel=deep, out_channels=width, num_res_blocks=2, add_upsample=False, **shared
+        )
+        last = convolution(width, channels, 3, padding=1)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.last = nn.Sequential(nn.GroupNorm(GROUPS, width), nn.SiLU(), last)
+
+    def forward(self, x: Tensor, times: Tensor) -> Tensor:
+        """`(B, channels, *S)` and times `(B,)` to `(B, channels, *S)`; S is even."""
+        time = self.time(get_timestep_embedding(times, self.width))
+        x = self.first(x)
+        skips = [x]
+        for block in (self.fine, self.coarse):
+            x, states = block(x, time)
+            skips += states
+        x = self.middle(x, time)
+        for block in (self.from_coarse, self.from_fine):
+            x = block(x, skips[-2:], time)
+            del skips[-2:]
+        said: Tensor = self.last(x)
+        return said
+
+
 class Diffusion(ResidualDetector):
-    """MONAI's diffusion U-Net on blocks of pixels, denoised by DDIM; the score is the worst neighbourhood of the difference.
+    """A U-Net predicts noise, DDIM removes it; the score is the worst neighbourhood of the difference.
 
     Args:
         width: channels of the U-Net's finest stage, a multiple of 8; WIDTH when empty.
@@ -88,10 +135,7 @@ class Diffusion(ResidualDetector):
         shape, dims = training.healthy.shape, training.scene.dims
         width, channels = self.width or WIDTH[dims], shape[0] * 2**dims
         with fresh_weights(training, "diffusion"):
-            network = DiffusionModelUNet(
-                dims, channels, channels, num_res_blocks=1, channels=(width, 2 * width), attention_levels=(False, False),
-                norm_num_groups=GROUPS, num_head_channels=GROUPS,
-            )  # fmt: skip
+            network = TimedUNet(dims, channels, width=width)
         self.network_ = network.to(training.device)
         stride = self.noised // self.denoising_steps
         self.scheduler_ = DDIMScheduler(TIMES)

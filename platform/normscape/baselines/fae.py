@@ -7,7 +7,6 @@ from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
-from monai.metrics.regression import compute_ssim_and_cs
 from monai.networks.layers.factories import Norm
 from monai.networks.nets.autoencoder import AutoEncoder
 from torch import Tensor, nn
@@ -32,8 +31,8 @@ from normscape.training.checkpoint import load_module
 
 FeatureScore = Literal["worst", "mean"]
 """The largest, or the mean, of 1 - SSIM over the places of the feature map."""
-WINDOW, SIGMA = 5, 1.5
-"""Side and deviation of SSIM's window, in places of the feature map."""
+WINDOW = 5
+"""Side of SSIM's window, in places of the feature map."""
 FEATURE_RANGE = 6.0
 """What SSIM takes for the range of features: three standard deviations to each side."""
 _INTERPOLATION = {2: "bilinear", 3: "trilinear"}
@@ -69,18 +68,39 @@ class FeatureNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images `(B, C, *S)` to `(B, *places)`: 1 - SSIM of features and rebuilt features, mean over the channels."""
-        dims = images.ndim - 2
+        mode = _INTERPOLATION[images.ndim - 2]
         with torch.no_grad():
-            maps = self._chosen(images)
-            wide = [F.interpolate(m, size=self.sides, mode=_INTERPOLATION[dims], align_corners=False) for m in maps]
+            wide = [F.interpolate(m, size=self.sides, mode=mode, align_corners=False) for m in self._chosen(images)]
         features = self.standardise(torch.cat(wide, dim=1))
-        around = (WINDOW // 2,) * 2 * dims  # so that the map has a value at every place
-        pair = [F.pad(m, around, mode="replicate") for m in (self.autoencoder(features), features)]
-        similarity, _ = compute_ssim_and_cs(
-            pair[0], pair[1], dims, kernel_size=(WINDOW,) * dims, kernel_sigma=(SIGMA,) * dims, data_range=FEATURE_RANGE
-        )
-        difference: Tensor = 1 - similarity.mean(1)
-        return difference
+        return 1 - local_similarity(self.autoencoder(features), features).mean(1)
+
+
+def local_similarity(a: Tensor, b: Tensor) -> Tensor:
+    """SSIM around every place (Wang et al. 2004), with uniform windows that end where the map ends.
+
+    `losses.similarity` gives means over whole images; MONAI's windows are convolutions, which are slow in 3D.
+
+    Args:
+        a, b: feature maps `(B, C, *S)`.
+
+    Returns:
+        `(B, C, *S)`, at most 1.
+    """
+    mean_a, mean_b, square_a, square_b, product = _window_means(torch.cat([a, b, a * a, b * b, a * b])).chunk(5)
+    variance_a, variance_b, covariance = square_a - mean_a**2, square_b - mean_b**2, product - mean_a * mean_b
+    c1, c2 = (0.01 * FEATURE_RANGE) ** 2, (0.03 * FEATURE_RANGE) ** 2
+    contrast = (2 * covariance + c2) / (variance_a + variance_b + c2)
+    return (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1) * contrast
+
+
+def _window_means(x: Tensor) -> Tensor:
+    """Mean of `(B, C, *S)`, all sides equal, over the window around every place: a product with a small matrix along each axis."""
+    place = torch.arange(x.shape[-1], device=x.device)
+    near = ((place[:, None] - place).abs() <= WINDOW // 2).to(x.dtype)
+    matrix = near / near.sum(0)
+    for axis in range(2, x.ndim):
+        x = (x.transpose(axis, -1) @ matrix).transpose(axis, -1)
+    return x
 
 
 class FeatureAutoencoder:

@@ -21,7 +21,7 @@ from normscape.baselines.learning import (
     minimise,
 )
 from normscape.baselines.networks import ACTIVATION, decoder, encoder, stage_widths
-from normscape.baselines.residuals import ResidualDetector
+from normscape.baselines.rebuilding import ResidualDetector
 from normscape.losses.reconstruction import per_sample_mean, pixel_residual
 from normscape.networks.auxiliary import freeze
 

@@ -13,7 +13,7 @@ from normscape.baselines import Training
 from normscape.baselines.fanogan import PublishedScore
 from normscape.baselines.learning import Course, Descent, Inputs, Seen, check_positive, collected, fresh_weights
 from normscape.baselines.networks import ACTIVATION, NORM, decoder, encoder, stage_widths
-from normscape.baselines.residuals import ResidualDetector
+from normscape.baselines.rebuilding import ResidualDetector
 from normscape.losses.reconstruction import pixel_residual
 from normscape.networks.auxiliary import freeze
 

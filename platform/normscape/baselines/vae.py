@@ -21,7 +21,7 @@ from normscape.baselines.learning import (
     minimise,
 )
 from normscape.baselines.networks import Bottleneck
-from normscape.baselines.residuals import ResidualDetector
+from normscape.baselines.rebuilding import ResidualDetector
 from normscape.losses.reconstruction import pixel_residual
 
 VaeScore = Literal["evidence", "worst", "top", "mean"]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from normscape.baselines.learning import Inputs, Seen
-from normscape.baselines.residuals import ResidualDetector, local_residuals
+from normscape.baselines.rebuilding import ResidualDetector, local_residuals
 from normscape.datasets.batches import ImageBatch
 
 
