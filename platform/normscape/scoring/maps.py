@@ -207,7 +207,7 @@ def scan_maps(
     """
     if not len(source):
         raise ValueError("no patch of this scan holds enough of the brain")
-    differ = [_differing(source, other) for other in changed]
+    differ = [differing(source, other) for other in changed]
     anywhere = torch.stack(differ).any(0) if differ else torch.zeros(len(source), dtype=torch.bool)
     total, done = len(source) + len(changed) * int(anywhere.sum()), 0
 
@@ -228,7 +228,7 @@ def scan_maps(
     return result
 
 
-def _differing(source: PatchSource, other: PatchSource) -> Tensor:
+def differing(source: PatchSource, other: PatchSource) -> Tensor:
     """Which patches of two forms of a scan are not the same: bool (P,)."""
     parts = [(source.draw(rows)[0] != other.draw(rows)[0]).flatten(1).any(1) for rows in torch.arange(len(source)).split(256)]
     return torch.cat(parts)

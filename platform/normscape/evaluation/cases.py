@@ -1,0 +1,239 @@
+"""Cases: the normal images of a role, and other images of the same subjects with an anomaly of each family.
+
+Which rows are normal and which get anomalies is a pure function of the experiment's seed, the role and its subjects; an anomaly is
+one of (seed, row). So every detector, with every seed of its own, sees the same images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from normscape.config import Config
+from normscape.datasets.anomalies import AnomalyBatch, AnomalyFamily, Scene
+from normscape.datasets.batches import HealthyImages, ImageBatch
+from normscape.datasets.samples import SampleSet
+from normscape.errors import DataError
+from normscape.training.seeding import seeded
+
+DRAWN_AT_ONCE = 64
+"""Images that anomalies are drawn into together."""
+MEMORY_BYTES = 1_000_000_000
+"""Drawn images that a process keeps for the next unit; what is beyond is drawn again, to the same images."""
+CANDIDATES = 4096
+"""Images among which the nearest donor is looked for."""
+NORMAL = ""
+"""The family of an image without an anomaly."""
+
+
+def scene_of(config: Config) -> Scene:
+    """Dimension and spacing of the experiment's images."""
+    return Scene(config.dims, config.data.spacing_mm if config.data.source == "brain" else None)
+
+
+class Donors:
+    """For every row an image of another subject that is near in all known values: a pure function of (seed, row).
+
+    The nearest of `CANDIDATES` images of other subjects, spread over all of them, so that of a brain the donor lies at about the
+    same place, and of a chair at about the same angle. Each value counts in units of its range.
+
+    Args:
+        images: of one role.
+        seed: the experiment's.
+    """
+
+    def __init__(self, images: HealthyImages, seed: int) -> None:
+        self.images = images
+        samples = images.samples
+        self._owner = np.unique(samples.subject.numpy(), return_inverse=True)[1]
+        self._order = np.argsort(self._owner, kind="stable")
+        self._size = np.bincount(self._owner)
+        self._begin = np.cumsum(self._size) - self._size
+        self._start = torch.rand(len(samples), generator=seeded(seed, "donors"), dtype=torch.float64).numpy()
+        known = [samples.values[column].numpy() for column in images.columns.values()]
+        values = np.concatenate([np.empty((len(samples), 0), np.float32), *known], axis=1)
+        self._values = values / np.maximum(np.ptp(values, axis=0), 1e-6)
+
+    def __call__(self, rows: Tensor) -> ImageBatch | None:
+        """Donors of these rows, int64 (B,); rows beyond the images begin anew. None where there is only one subject."""
+        if len(self._size) < 2:
+            return None
+        row = rows.numpy() % len(self._owner)
+        own = self._owner[row]
+        others = (len(self._owner) - self._size[own])[:, None]
+        steps = np.arange(min(CANDIDATES, int(others.max())))
+        share = (self._start[row][:, None] + steps / len(steps)) % 1.0
+        place = np.minimum((share * others).astype(np.int64), others - 1)  # among the rows of all others
+        place += np.where(place >= self._begin[own][:, None], self._size[own][:, None], 0)
+        candidate = self._order[place]  # (B, K)
+        distance = np.square(self._values[candidate] - self._values[row][:, None]).sum(axis=2)
+        nearest = candidate[np.arange(len(row)), distance.argmin(axis=1)]
+        return self.images.batch(torch.from_numpy(nearest))
+
+
+class TrainingAnomalies:
+    """Draws anomalies into training images, of the families that detectors may learn from, in turn over the rows.
+
+    Args:
+        config: the experiment.
+        families: those that may be seen, in order; at least one.
+        images: normal images of the training subjects.
+        seed: of the unit, so that every fit sees other anomalies.
+    """
+
+    def __init__(self, config: Config, families: Mapping[str, AnomalyFamily], images: HealthyImages, seed: int) -> None:
+        self.families = list(families.values())
+        self.scene = scene_of(config)
+        self.donors = Donors(images, seed)
+        # unlike the seed of every case that is tested on
+        self.seed = int(np.random.SeedSequence([config.seed, seed, 1]).generate_state(1)[0])
+
+    def __call__(self, batch: ImageBatch, rows: Tensor) -> AnomalyBatch:
+        """An anomaly in each image; `rows`, int64 (B,), may exceed the number of images: another cycle, other anomalies."""
+        drawn: list[tuple[Tensor, AnomalyBatch]] = []
+        for place, family in enumerate(self.families):
+            index = (rows % len(self.families) == place).nonzero().squeeze(1)
+            if len(index):
+                ids = rows[index]
+                part = family.draw(
+                    batch.rows(index), seed=self.seed, sample_ids=ids.tolist(), scene=self.scene, donors=self.donors(ids)
+                )
+                drawn.append((index, part))
+        back = torch.argsort(torch.cat([index for index, _ in drawn]))
+        return AnomalyBatch(*(torch.cat([getattr(part, name) for _, part in drawn])[back] for name in _FIELDS))
+
+
+_FIELDS = ("images", "masks", "size", "contrast")
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The images of one family (or the normal ones) that are tested on."""
+
+    rows: Tensor
+    """int64 (K,), rows of the role's images."""
+    images: Tensor | None
+    """float32 (K, C, *S); None for normal images, which are read as they are needed."""
+    size: NDArray[np.float32]
+    """(K,), see `AnomalyBatch`; not a number for normal images."""
+    contrast: NDArray[np.float32]
+    """(K,), likewise."""
+    left_out: int
+    """Rows where the family found no place for an anomaly."""
+
+
+@dataclass
+class Memory:
+    """Drawn images that stay in memory, up to a limit: drawing costs more than many detectors' scores."""
+
+    limit: int = MEMORY_BYTES
+    held: dict[tuple[str, str], Drawn] = field(default_factory=dict)
+
+    def keep(self, key: tuple[str, str], drawn: Drawn) -> None:
+        """Hold on to it if there is room."""
+        new = drawn.images.nbytes if drawn.images is not None else 0
+        if sum(d.images.nbytes for d in self.held.values() if d.images is not None) + new <= self.limit:
+            self.held[key] = drawn
+
+
+class Cases:
+    """What detectors are tested on in one role.
+
+    Args:
+        config: the experiment.
+        role: its name.
+        samples: of the role's subjects.
+        families: anomaly families by name; none for a role of normal images alone.
+        count: normal images, and as many others that get an anomaly of each family; fewer where there are fewer.
+        memory: holds drawn images for the next detector.
+
+    Raises:
+        DataError: the role has too few images.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        role: str,
+        samples: SampleSet,
+        families: Mapping[str, AnomalyFamily],
+        count: int,
+        memory: Memory | None = None,
+    ) -> None:
+        self.config, self.role, self.families = config, role, dict(families)
+        self.images = HealthyImages(samples, config.value_attributes)
+        self.normal, self.other = choose_rows(self.images.subject, count, config.seed, role, halves=bool(families))
+        if families and not len(self.other):
+            raise DataError(f"role {role}: every subject needs at least two images, one normal and one that gets an anomaly")
+        self.memory = memory or Memory()
+        self._donors = Donors(self.images, config.seed)
+
+    def __len__(self) -> int:
+        """Images that a detector scores, those with empty masks counted."""
+        return len(self.normal) + len(self.families) * len(self.other)
+
+    def drawn(self, family: str) -> Drawn:
+        """The rows and images of one family; of `NORMAL`, the normal rows."""
+        if family == NORMAL:
+            empty = np.full(len(self.normal), np.nan, np.float32)
+            return Drawn(self.normal, None, empty, empty, 0)
+        key = (self.role, family)
+        if key not in self.memory.held:
+            drawn = self._draw(family)
+            self.memory.keep(key, drawn)
+            return drawn
+        return self.memory.held[key]
+
+    def batches(self, drawn: Drawn, size: int) -> Iterator[ImageBatch]:
+        """The images to score, in order, with masks and conditions."""
+        for begin in range(0, len(drawn.rows), size):
+            batch = self.images.batch(drawn.rows[begin : begin + size])
+            yield batch if drawn.images is None else batch.with_images(drawn.images[begin : begin + size])
+
+    def _draw(self, family: str) -> Drawn:
+        """Draw an anomaly of this family into every row that gets one; those with an empty mask are left out."""
+        scene, parts, kept = scene_of(self.config), [], []
+        ids = self.images.samples.sample_id
+        for rows in self.other.split(DRAWN_AT_ONCE):
+            batch = self.images.batch(rows)
+            found = self.families[family].draw(
+                batch, seed=self.config.seed, sample_ids=ids[rows].tolist(), scene=scene, donors=self._donors(rows)
+            )
+            full = found.masks.flatten(1).amax(1) > 0
+            parts.append((found.images[full], found.size[full], found.contrast[full]))
+            kept.append(rows[full])
+        images, size, contrast = (torch.cat(column) for column in zip(*parts, strict=True))
+        rows = torch.cat(kept)
+        return Drawn(rows, images, size.numpy(), contrast.numpy(), len(self.other) - len(rows))
+
+
+def choose_rows(subject: NDArray[np.str_], count: int, seed: int, role: str, *, halves: bool) -> tuple[Tensor, Tensor]:
+    """Distinct random rows, normal ones and others that get anomalies, of every subject as evenly as can be.
+
+    Every subject's rows are shuffled; the first of each are normal, the second get anomalies, and so on, until there are enough.
+
+    Args:
+        subject: whose each row is, (N,).
+        count: of each kind.
+        seed: the experiment's.
+        role: another role, other rows.
+        halves: whether there are others; else all rows are normal, and there is no other.
+
+    Returns:
+        int64 (n,) and (m,), at most `count` each.
+    """
+    shuffled = torch.randperm(len(subject), generator=seeded(seed, "cases", role)).numpy()
+    owner = np.unique(subject, return_inverse=True)[1][shuffled]
+    grouped = np.argsort(owner, kind="stable")
+    size = np.bincount(owner)
+    rank = np.empty(len(owner), np.int64)  # of each shuffled row among those of its subject
+    rank[grouped] = np.arange(len(owner)) - np.repeat(np.cumsum(size) - size, size)
+    order = np.argsort(rank, kind="stable")
+    second = rank[order] % 2 == 1 if halves else np.zeros(len(order), bool)
+    normal, other = (torch.from_numpy(shuffled[order[part]][:count]) for part in (~second, second))
+    return normal, other
