@@ -47,6 +47,7 @@ LAYERS: dict[str, int] = {
     "report": 5,
     "runner": 5,
     "cli": 5,
+    "cli_evaluate": 5,
     "cli_models": 5,
     "cli_prepare": 5,
     "cli_score": 5,
@@ -63,7 +64,7 @@ LAYERS: dict[str, int] = {
 EDGES = ("ray", "mlflow")  # only from `distributed` and `tracking` upwards
 DATA_EDGES = ("SimpleITK", "nibabel", "trimesh", "embreex", "h5py")  # never in PURE, and nowhere at import time
 PURE = ("networks", "losses", "training", "inversion")
-CORE = (*PURE, "scoring", "stages", "datasets", "benchmark")
+CORE = (*PURE, "scoring", "stages", "datasets", "benchmark", "evaluation")
 
 
 def _module_files() -> dict[str, Path]:

@@ -1,6 +1,7 @@
 """The `normscape` command.
 
-Exit codes: 0 when all is well, 2 for a mistake that a person can fix, 130 for Ctrl-C (and SIGTERM), 1 for a bug.
+Exit codes: 0 when all is well, 2 for a mistake that a person can fix, 3 when an evaluation stands but for detectors that failed,
+130 for Ctrl-C (and SIGTERM), 1 for a bug.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Annotated
 import typer
 
 import normscape
-from normscape import cli_bundle, cli_init, cli_look, cli_models, cli_prepare, cli_score, cli_sweep
+from normscape import cli_bundle, cli_evaluate, cli_init, cli_look, cli_models, cli_prepare, cli_score, cli_sweep
 from normscape.cli_shared import (
     EXPERIMENTS,
     OTHERS,
@@ -59,6 +60,7 @@ Exit codes:
   0    all is well
   1    a bug of this program; the stack trace says where
   2    a mistake that you can mend; the message says how
+  3    an evaluation stands, but for detectors that failed; their reasons are listed
   130  stopped by Ctrl-C or SIGTERM; the same command goes on from there
 """
 
@@ -156,6 +158,7 @@ def report(
     _exit(run_experiment(loaded, runs_dir, plan, command=str(config)))
 
 
+cli_evaluate.register(app)
 cli_sweep.register(app)
 cli_init.register(app)
 cli_prepare.register(app)

@@ -28,6 +28,7 @@ from ray.util.annotations import RayDeprecationWarning
 
 from normscape import errors
 from normscape.config import Config
+from normscape.distributed.processes import shared_environment, with_absolute_paths
 from normscape.errors import UserError
 from normscape.stages import project
 from normscape.stages.core import StageContext
@@ -40,8 +41,6 @@ DEATHS = 3
 """How often a shard may be begun again because its actor died: of a machine that went, or of too little memory."""
 METRICS_SECONDS = 5.0
 """Between two records of the throughput."""
-_ENVIRONMENT = ("NORMSCAPE_CACHE",)
-"""Where data are looked for: actors see what the driver sees, whenever Ray was started."""
 
 Batch = dict[str, NDArray[Any]]
 
@@ -103,7 +102,7 @@ class ActorPool:
             warnings.simplefilter("ignore", RayDeprecationWarning)  # there is no newer way to set `max_task_retries` yet
             dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
                 Projecting,
-                fn_constructor_args=(_absolute(context.config), inputs, work.folder.resolve(), _environment()),
+                fn_constructor_args=(with_absolute_paths(context.config), inputs, work.folder.resolve(), shared_environment()),
                 batch_size=1,
                 compute=ActorPoolStrategy(min_size=fewest, max_size=most, max_tasks_in_flight_per_actor=waiting),
                 num_cpus=None if self.gpus_per_actor else 1,
@@ -171,20 +170,6 @@ class _Throughput:
         self._next = now + METRICS_SECONDS
         pace = (self._done - self._before) / max(now - self._began, 1e-9)
         self._recorder.metrics({"images_per_second": pace, "seconds_left": (self._total - self._done) / pace}, self._done)
-
-
-def _absolute(config: Config) -> Config:
-    """The same experiment for a process in another folder."""
-    changes: dict[str, Any] = {"data": config.data.with_absolute_paths()}
-    if config.projection.perceptual_path is not None:
-        changes["projection"] = config.projection.model_copy(
-            update={"perceptual_path": config.projection.perceptual_path.resolve()}
-        )
-    return config.model_copy(update=changes)
-
-
-def _environment() -> dict[str, str]:
-    return {name: str(Path(os.environ[name]).resolve()) for name in _ENVIRONMENT if os.environ.get(name)}
 
 
 @contextmanager

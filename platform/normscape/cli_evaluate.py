@@ -1,0 +1,222 @@
+"""`normscape evaluate`; the Ray job `jobs/evaluate.py` runs the same `evaluate_and_report`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from normscape.config import Config
+from normscape.configio import load_config
+from normscape.console import ConsoleListener
+from normscape.errors import UserError
+from normscape.runner import sigterm_as_ctrl_c
+from normscape.stages.recording import Listeners
+
+if TYPE_CHECKING:
+    from normscape.evaluation.evaluating import Workers
+    from normscape.evaluation.results import Results
+    from normscape.tracking.evaluation import EvaluationTracker
+
+RUNS = Path("runs")
+SOME_FAILED = 3
+"""Exit code when a detector failed and the others stand."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What of a configuration's evaluation is run, and how.
+
+    Args:
+        overrides: `a.b=c` changes of the configuration.
+        small: few images, one seed, hardly trained networks.
+        detectors: only these; all when empty.
+        seeds: instead of the configuration's, when not empty.
+        workers: units at a time on Ray; 0: one after the other in this process.
+        address: of a Ray cluster.
+        track: record in MLflow.
+        quiet: only say how it ended.
+    """
+
+    overrides: tuple[str, ...] = ()
+    small: bool = False
+    detectors: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+    workers: int = 0
+    address: str | None = None
+    track: bool = True
+    quiet: bool = False
+
+    def config(self, path: Path) -> Config:
+        """The configuration with these changes.
+
+        Raises:
+            ConfigError: it cannot be used, or names no such detector.
+        """
+        from normscape.evaluation.evaluating import choose_seeds, quick
+        from normscape.evaluation.experiment import choose_detectors
+
+        config = load_config(path, self.overrides)
+        config = quick(config) if self.small else config
+        config = choose_detectors(config, self.detectors) if self.detectors else config
+        return choose_seeds(config, self.seeds) if self.seeds else config
+
+    def command(self, path: Path) -> str:
+        """The command that makes the same numbers again."""
+        words = ["normscape", "evaluate", str(path)]
+        for text in self.overrides:
+            words += ["--set", text]
+        words += ["--quick"] if self.small else []
+        words += ["--detectors", ",".join(self.detectors)] if self.detectors else []
+        words += ["--seeds", ",".join(map(str, self.seeds))] if self.seeds else []
+        return shlex.join(words)
+
+
+def evaluate_and_report(path: Path, options: Options, *, runs_dir: Path = RUNS) -> int:
+    """Compare the detectors of a configuration, write the tables and the leaderboard, and say how it ended.
+
+    Args:
+        path: the configuration.
+        options: what of it, and how.
+        runs_dir: where runs are.
+
+    Returns:
+        The exit code: 0, or 3 when a detector failed and the others stand.
+
+    Raises:
+        UserError: a mistake in the configuration, an experiment that is not ready, or no detector that could be evaluated.
+    """
+    from normscape.evaluation.evaluating import evaluate
+    from normscape.evaluation.running import run_here
+    from normscape.report.leaderboard import build_leaderboard
+
+    config = options.config(path)
+    bar = ConsoleListener([], Console(stderr=True), quiet=options.quiet)
+    tracker = _tracker(config, runs_dir) if options.track else None
+    ended: Any = "FAILED"
+    try:
+        with sigterm_as_ctrl_c(), ExitStack() as stack:
+            workers = _workers(stack, config, options, runs_dir) if options.workers or options.address else run_here
+            stack.enter_context(bar)
+            results = evaluate(
+                config,
+                runs_dir,
+                workers=workers,
+                listener=Listeners([bar, tracker] if tracker else [bar]),
+                heard=tracker.reading if tracker else None,
+                opened=tracker.opened if tracker else None,
+                page=build_leaderboard,
+                command=options.command(path),
+                config_path=str(path),
+            )
+            if tracker is not None:
+                tracker.finished(results)
+            ended = "FINISHED"
+    except KeyboardInterrupt:
+        ended = "KILLED"
+        sys.stderr.write("stopped; finished units are kept; the same command goes on from here\n")
+        raise
+    finally:
+        if tracker is not None:
+            tracker.close(ended)
+    return _say_how(results, tracker.run_id if tracker else None)
+
+
+def _workers(stack: ExitStack, config: Config, options: Options, runs_dir: Path) -> Workers:
+    """Connect to Ray until the stack is left; what runs the units there."""
+    from normscape.distributed import cluster
+    from normscape.distributed.evaluate import RayUnits
+
+    if options.workers < 1:
+        raise UserError("--address: say too how many units are to run there at a time: `--workers 4`")
+    cluster.check_runs_folder(runs_dir)
+    stack.enter_context(cluster.connect(options.address, cpus=options.workers))
+    return RayUnits(options.workers, cluster.gpus_each(config, options.workers))
+
+
+def _tracker(config: Config, runs_dir: Path) -> EvaluationTracker | None:
+    """Records in MLflow; None, with a word, where there is no MLflow."""
+    try:
+        import mlflow  # noqa: F401
+
+        from normscape.tracking.evaluation import EvaluationTracker
+        from normscape.tracking.store import default_tracking_uri
+    except ImportError as error:
+        sys.stderr.write(f"the evaluation is not recorded, MLflow does not import: {error}\n")
+        return None
+    return EvaluationTracker(config, default_tracking_uri(runs_dir))
+
+
+def _say_how(results: Results, run_id: str | None) -> int:
+    """The last lines, and the exit code."""
+    for unit, reason in results.failures:
+        sys.stderr.write(f"failed: {unit.name}: {reason}\n")
+    lines = [
+        f"leaderboard  {results.folder / 'index.html'}",
+        f"             {results.folder / 'leaderboard.md'}",
+        f"locked test  opened {results.about['readings']} times so far; {results.folder.parent / 'readings.jsonl'} lists all",
+    ]
+    lines += [f"MLflow       run {run_id}"] if run_id else []
+    sys.stdout.write("\n".join(lines) + "\n")
+    return SOME_FAILED if results.failures else 0
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the `normscape` command."""
+    app.command("evaluate")(_evaluate)
+
+
+def _evaluate(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A configuration, for example configs/chairs/demo.yaml.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="A.B=C", help="Change a value, for example evaluation.test_images=200; may be repeated."),
+    ] = None,
+    small: Annotated[
+        bool, typer.Option("--quick", help="Few images, one seed, hardly trained networks: shows that everything runs.")
+    ] = False,
+    workers: Annotated[
+        int, typer.Option("--workers", min=0, metavar="N", help="Run N units at a time on Ray. Without it one here.")
+    ] = 0,
+    address: Annotated[str | None, typer.Option("--address", metavar="HOST:PORT", help="A Ray cluster, or `auto`.")] = None,
+    runs_dir: Annotated[
+        Path, typer.Option("--runs-dir", envvar="NORMSCAPE_RUNS", metavar="FOLDER", help="Where run folders are.")
+    ] = RUNS,
+    no_track: Annotated[bool, typer.Option("--no-track", help="Do not record the evaluation in MLflow.")] = False,
+    detectors: Annotated[str, typer.Option("--detectors", metavar="A,B", help="Only these detectors.")] = "",
+    seeds: Annotated[str, typer.Option("--seeds", metavar="0,1", help="These seeds instead of the configuration's.")] = "",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only say how it ended.")] = False,
+) -> None:
+    """Compare detectors on the same anomalies, by subject: what is finished is kept, what was cut off is done again."""
+    given = Options(tuple(overrides or ()), small, words(detectors), numbers(seeds), workers, address, not no_track, quiet)
+    code = evaluate_and_report(config, given, runs_dir=runs_dir)
+    if code:
+        raise typer.Exit(code)
+
+
+def words(text: str) -> tuple[str, ...]:
+    """`a,b` -> (a, b)."""
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """`0,1` -> (0, 1), each once.
+
+    Raises:
+        UserError: something else.
+    """
+    try:
+        found = tuple(dict.fromkeys(int(word) for word in words(text)))
+    except ValueError as error:
+        raise UserError(f"--seeds {text}: expected whole numbers like 0,1,2") from error
+    if any(number < 0 for number in found):
+        raise UserError(f"--seeds {text}: expected numbers of at least 0")
+    return found
+
+
