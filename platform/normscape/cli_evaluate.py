@@ -218,5 +218,3 @@ def numbers(text: str) -> tuple[int, ...]:
     if any(number < 0 for number in found):
         raise UserError(f"--seeds {text}: expected numbers of at least 0")
     return found
-
-

@@ -1,8 +1,8 @@
 """Units of an evaluation on Ray: one task a unit, a bounded number in flight.
 
-A task fits a detector, scores and writes its own folder; a description comes back. A process that dies takes one unit with it: Ray
-tries that again, and what ends its process time after time is a failed unit while the rest goes on. All processes must see the
-folders of the run and of the data: one machine, or shared storage.
+A task fits a detector, scores and writes its own folder; a description comes back. A process that dies takes one unit with it:
+Ray tries that again, and what ends its process time after time is a failed unit while the rest goes on. All processes must see
+the folders of the run and of the data: one machine, or shared storage.
 """
 
 from __future__ import annotations
@@ -95,4 +95,3 @@ def _result(done: Any, unit: Unit, experiment: Experiment) -> UnitResult:
         kind, message = result
         raise getattr(errors, kind, UserError)(message)
     return result  # type: ignore[no-any-return]
-

@@ -1,7 +1,7 @@
 """Cases: the normal images of a role, and other images of the same subjects with an anomaly of each family.
 
-Which rows are normal and which get anomalies is a pure function of the experiment's seed, the role and its subjects; an anomaly is
-one of (seed, row). So every detector, with every seed of its own, sees the same images.
+Which rows are normal and which get anomalies is a pure function of the experiment's seed, the role and its subjects; an anomaly
+is one of (seed, row). So every detector, with every seed of its own, sees the same images.
 """
 
 from __future__ import annotations

@@ -113,7 +113,8 @@ class NotedFolders(dict[str, Path]):
 
     def get(self, name: str, default: Path | None = None) -> Path | None:  # type: ignore[override]
         """As of any mapping; noted too."""
-        return self[name] if name in self else default
+        self.asked.add(name)
+        return super().get(name, default)
 
 
 def load_families(config: Config) -> dict[str, AnomalyFamily]:
@@ -198,8 +199,10 @@ class Workbench:
                 raise DataError(f"evaluation.families: {name} cannot be drawn into these images: {error}") from error
             expected = (batch.images.shape, (len(rows), 1, *batch.images.shape[2:]))
             if (drawn.images.shape, tuple(drawn.masks.shape)) != expected or not bool(torch.isfinite(drawn.images).all()):
-                raise DataError(f"evaluation.families: {name} gives images of {tuple(drawn.images.shape)} and masks of "
-                                f"{tuple(drawn.masks.shape)}; expected finite images of {tuple(expected[0])}, masks of {expected[1]}")
+                raise DataError(
+                    f"evaluation.families: {name} gives images of {tuple(drawn.images.shape)} and masks of "
+                    f"{tuple(drawn.masks.shape)}; expected finite images of {tuple(expected[0])}, masks of {expected[1]}"
+                )
 
 
 def choose_detectors(config: Config, names: tuple[str, ...]) -> Config:

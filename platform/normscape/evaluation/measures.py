@@ -3,9 +3,9 @@
 - `metrics.parquet`, a row a number: role, detector, supervision, family (or a mean over families), metric, rate (of the promised
   false positives; null where there is none), value (mean over seeds), low, high (95 %, by resampling subjects), spread (standard
   deviation over seeds; null with one), seeds, subjects, normals, anomalies;
-- `strata.parquet`, AUROC within a part of the locked test: detector, family, property, level, from_value, to_value, rows, subjects,
-  value, low, high, spread. Terciles of an anomaly's size or contrast are compared with all normal images; sites and terciles of a
-  known value with normal images of the same part;
+- `strata.parquet`, AUROC within a part of the locked test: detector, family, property, level, from_value, to_value, rows,
+  subjects, value, low, high, spread. Terciles of an anomaly's size or contrast are compared with all normal images; sites and
+  terciles of a known value with normal images of the same part;
 - `roc.parquet`: detector, family, fpr, tpr, mean over seeds (and over families).
 """
 
@@ -181,9 +181,7 @@ def _strata(role: RoleScores) -> Iterator[tuple[str, str, str, tuple[float, floa
             yield ALL, name, level, edges, part
 
 
-def _terciles(
-    values: Array, among: NDArray[np.bool_]
-) -> Iterator[tuple[str, tuple[float, float], NDArray[np.bool_]]]:
+def _terciles(values: Array, among: NDArray[np.bool_]) -> Iterator[tuple[str, tuple[float, float], NDArray[np.bool_]]]:
     """Thirds of these rows by value, the empty ones left out."""
     among = among & np.isfinite(values)
     if among.sum() < len(TERCILES):

@@ -1,7 +1,7 @@
 """The tables of an evaluation, from its finished units.
 
-They lie in `<run>/evaluation/results-<key8>/`: `metrics.parquet`, `strata.parquet`, `roc.parquet` (`normscape.evaluation.measures`),
-`paired.parquet` (`normscape.evaluation.paired`), `costs.parquet`, a row a detector, `failures.parquet`, a row a unit that failed, and
+They lie in `<run>/evaluation/results-<key8>/`: `metrics.parquet`, `strata.parquet`, `roc.parquet` (see `measures`),
+`paired.parquet` (see `paired`), `costs.parquet`, a row a detector, `failures.parquet`, a row a unit that failed, and
 `evaluation.json`: what was compared, on whose images, by which command.
 """
 
@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from normscape.configio import digest, dump_yaml
-from normscape.errors import UserError
+from normscape.errors import DataError, UserError
 from normscape.evaluation.experiment import Experiment
 from normscape.evaluation.locked import LOCKED, readings
 from normscape.evaluation.measures import METRICS_SCHEMA, ROC_SCHEMA, STRATA_SCHEMA, areas, metric_rows, roc_rows, strata_rows
@@ -124,10 +124,10 @@ def _write(
         name: {rate: [entry["thresholds"][f"{rate:g}"] for _, entry in group] for rate in settings.false_positive_rates}
         for name, group in groups.items()
     }
+    if not roles[LOCKED].families:
+        raise DataError("no family found a place for an anomaly in any image of the locked test; nothing can be measured")
     rows = [
-        row
-        for role, found in roles.items()
-        for row in metric_rows(role, found, area[role], supervision, thresholds, learned)
+        row for role, found in roles.items() for row in metric_rows(role, found, area[role], supervision, thresholds, learned)
     ]
     scanned = [name for name, group in groups.items() if all("scan_map" in entry for _, entry in group)]
     if scanned:

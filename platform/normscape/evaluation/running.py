@@ -68,9 +68,7 @@ def run_unit(bench: Workbench, unit: Unit, progress: Progress | None = None) -> 
     return UnitResult(unit, about, readings=tuple(heard))
 
 
-def _measured(
-    bench: Workbench, unit: Unit, tell: Progress, heard: list[Reading]
-) -> tuple[dict[str, pa.Table], dict[str, Any]]:
+def _measured(bench: Workbench, unit: Unit, tell: Progress, heard: list[Reading]) -> tuple[dict[str, pa.Table], dict[str, Any]]:
     """Tables and description of a unit."""
     config, settings = bench.config, bench.config.evaluation
     device = choose_device(config.device)
@@ -170,9 +168,7 @@ def score_table(
         if name not in _OWN_COLUMNS:
             known = values[drawn.rows].double().numpy()
             flat = known.shape[1] == 1
-            columns[name] = (
-                pa.array(known[:, 0], pa.float64()) if flat else pa.array(known.tolist(), pa.list_(pa.float64()))
-            )
+            columns[name] = pa.array(known[:, 0], pa.float64()) if flat else pa.array(known.tolist(), pa.list_(pa.float64()))
     columns |= {
         "size": pa.array(drawn.size, pa.float64(), mask=np.isnan(drawn.size)),
         "contrast": pa.array(drawn.contrast, pa.float64(), mask=np.isnan(drawn.contrast)),

@@ -1,9 +1,9 @@
 """Measures of whole scans, over scans of the locked test: rows of `metrics.parquet` whose role is `scan`.
 
 Of each family: `scan_auroc`, `scan_auprc` and `scan_prevalence` of the scans with an anomaly against the scans as they are;
-`voxel_auprc` and `voxel_prevalence`, means over scans; `dice` and `lesion_sensitivity` at thresholds from healthy validation scans;
-`ceiling_dice`, the mean Dice at the best threshold of each scan, which needs the truth. Of the scans as they are: `false_positives` a
-brain and `flagged`, the share of its voxels, at those thresholds; `seconds` a brain.
+`voxel_auprc` and `voxel_prevalence`, means over scans; `dice` and `lesion_sensitivity` at thresholds from healthy validation
+scans; `ceiling_dice`, the mean Dice at the best threshold of each scan, which needs the truth. Of the scans as they are:
+`false_positives` a brain and `flagged`, the share of its voxels, at those thresholds; `seconds` a brain.
 """
 
 from __future__ import annotations

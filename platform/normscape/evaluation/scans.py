@@ -168,14 +168,14 @@ def _source(cases: Cases) -> PatchSource:
     return source
 
 
-def _forms(
-    config: Config, cases: Cases, scan: int, donor: int | None, families: Mapping[str, AnomalyFamily]
-) -> Iterator[Form]:
+def _forms(config: Config, cases: Cases, scan: int, donor: int | None, families: Mapping[str, AnomalyFamily]) -> Iterator[Form]:
     """A scan as it is, then with an anomaly of each family in it, drawn into the whole volume."""
     source = _source(cases)
     grid = on_grid(source, scan, stride=config.evaluation.scan_stride, max_background=config.data.max_background)
     if not len(grid):
-        raise DataError(f"{source.cohort.folder}: scan {scan} holds no patch with at most {config.data.max_background:.0%} background")
+        raise DataError(
+            f"{source.cohort.folder}: scan {scan} holds no patch with at most {config.data.max_background:.0%} background"
+        )
     mask = np.asarray(source.cohort.masks[scan]) > 0
     yield Form(NORMAL, scan, grid, np.zeros_like(mask))
     batch = _whole(config, source, scan, grid)

@@ -1,7 +1,7 @@
 """The scores of all finished units, row by row the same images, and what is resampled of them.
 
-Intervals come from resampling subjects, once for all: the same resamples serve every detector, every seed and every metric, so that
-differences are paired. A detector's number is the mean over its seeds, within each resample too.
+Intervals come from resampling subjects, once for all: the same resamples serve every detector, every seed and every metric, so
+that differences are paired. A detector's number is the mean over its seeds, within each resample too.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Estimate:
         return float(low), float(high)
 
     def minus(self, other: Estimate) -> Estimate:
-        """The paired difference: resample by resample; seed by seed where both have the same number of them, else of the means."""
+        """The paired difference, resample by resample; seed by seed where both have as many of them, else of the means."""
         paired = len(self.by_seed) == len(other.by_seed)
         by_seed = self.by_seed - other.by_seed if paired else np.array([self.value - other.value])
         return Estimate(by_seed, self.resampled - other.resampled)

@@ -72,7 +72,7 @@ def at_threshold(
     touching = ndimage.maximum(truth.astype(float), labels, numbers) if count else np.empty(0)
     false = int(((np.asarray(parts_ml) >= LEAST_ML) & (np.asarray(touching) == 0)).sum())
     healthy = brain & ~truth
-    found: dict[str, float | None] = {name: None for name in RATE_FIELDS}
+    found: dict[str, float | None] = dict.fromkeys(RATE_FIELDS)
     found |= {"false_positives": float(false), "flagged": float(above[healthy].mean())}
     if truth.any():
         lesions, number = ndimage.label(truth, structure=_CORNERS)

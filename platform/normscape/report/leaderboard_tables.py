@@ -15,9 +15,7 @@ from normscape.report.thesis import REFERENCES
 from normscape.report.words import duration, number, percent
 
 KINDS = {"none": "See no anomaly while they are fitted", "synthetic": "Learn from synthetic anomalies"}
-_HOW = (
-    "Number of each detector: mean over its seeds; below it the 95 % interval by resampling subjects, the same resamples for all. "
-)
+_HOW = "Mean over a detector's seeds; below it the 95 % interval by resampling subjects, the same resamples for all. "
 
 
 def cell(row: Row | None, *, share: bool = False, digits: int = 3) -> str:
@@ -127,7 +125,9 @@ def validation(board: Board) -> Grid:
     best = {kind: said(name) for kind, name in board.about["best_baselines"].items()}
     chosen = "; ".join(f"{KINDS[kind].lower()}: {name}" for kind, name in best.items())
     note = f"Choices are made here, not on the locked test. Best baselines, {chosen}." if best else "Choices are made here."
-    return Grid(["Detector", *(said(name) for name in board.columns)], rows, "Area under the ROC curve, synthetic validation", note)
+    return Grid(
+        ["Detector", *(said(name) for name in board.columns)], rows, "Area under the ROC curve, synthetic validation", note
+    )
 
 
 def costs(board: Board) -> Grid:
@@ -160,8 +160,8 @@ def scans(board: Board) -> list[Grid]:
     rows = [[said(name), *(cell(board.metric(SCAN, name, family, metric)) for metric, _ in columns)] for name in names]
     base = board.metric(SCAN, names[0], family, "voxel_prevalence") if names else None
     note = (
-        f"Mean of {family}. A scan's score is the mean of its most abnormal millilitre. The ceiling is the Dice of the threshold that "
-        "is best for each scan, which needs the truth: no method may use it. "
+        f"Mean of {family}. A scan's score is the mean of its most abnormal millilitre. The ceiling is the Dice of the threshold "
+        "that is best for each scan, which needs the truth: no method may use it. "
         f"Prevalence of anomalous voxels {percent(base['value'], 2) if base else '–'}."
     )
     grids = [Grid(["Detector", *(text for _, text in columns)], rows, "Whole scans, locked test", note)]
@@ -175,9 +175,9 @@ def scans(board: Board) -> list[Grid]:
         head = ["Detector", "Dice", "Lesions found", "False positives a brain", "Voxels flagged"]
         caption = f"Whole scans at thresholds that promise {percent(rate, 0)} false positive voxels, locked test"
         note = (
-            f"Thresholds come from whole scans of healthy validation. Dice and lesions: mean of {family}. A lesion is found when a "
-            "quarter of its voxels exceeds the threshold. False positives: connected parts of at least 0.1 ml, and share of voxels, "
-            "in scans without an anomaly."
+            f"Thresholds come from whole scans of healthy validation. Dice and lesions: mean of {family}. A lesion is found when "
+            "a quarter of its voxels exceeds the threshold. False positives: connected parts of at least 0.1 ml, and share of "
+            "voxels, in scans without an anomaly."
         )
         grids.append(Grid(head, rows, caption, note))
     return grids
@@ -215,4 +215,3 @@ def markdown(grid: Grid) -> str:
 
     lines = [f"**{grid.caption}**", "", line(grid.head), "|" + " --- |" * len(grid.head), *(line(row) for row in grid.rows)]
     return "\n".join([*lines, "", grid.note, ""] if grid.note else [*lines, ""])
-

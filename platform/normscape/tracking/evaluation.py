@@ -1,8 +1,8 @@
 """An evaluation in MLflow: a run of its own in the experiment of its configuration, and in it a nested run for each unit.
 
 The parent holds parameters, the headline areas, every reading of the locked test (as `readings.jsonl` and as the metric
-`locked_test_readings`, a point a reading), tables and page; a nested run holds the unit's cost, its thresholds and its file. A store
-that cannot be reached costs a warning, and nothing else.
+`locked_test_readings`, a point a reading), tables and page; a nested run holds the unit's cost, its thresholds and its file. A
+store that cannot be reached costs a warning, and nothing else.
 """
 
 from __future__ import annotations
@@ -200,5 +200,3 @@ def headline(folder: Path) -> dict[str, float]:
     rows = pq.read_table(folder / "metrics.parquet").to_pylist()
     chosen = [row for row in rows if row["role"] == LOCKED and row["metric"] == "auroc" and row["value"] is not None]
     return {f"auroc/{row['detector']}/{row['family']}": row["value"] for row in chosen}
-
-
