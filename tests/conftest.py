@@ -111,6 +111,14 @@ def toy_config() -> Callable[..., Config]:
     return make
 
 
+@pytest.fixture(scope="session")
+def small_chairs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Chairs of 8 pixels are rendered once for all tests that ask for this: their cache is the session's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NORMSCAPE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def toy_samples() -> Callable[..., SampleSet]:
     """Makes toy images: a square of the subject's colour that moves with the angle, on white."""

@@ -34,9 +34,8 @@ def app() -> typer.Typer:
 
 
 @pytest.fixture
-def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def config(small_chairs: None, tmp_path: Path) -> Path:
     """A prepared experiment of rendered chairs of 8 pixels."""
-    monkeypatch.setenv("NORMSCAPE_CACHE", str(tmp_path / "cache"))
     return write(tmp_path)
 
 
@@ -94,8 +93,7 @@ def test_quick_one_detector_other_seeds(app: typer.Typer, config: Path) -> None:
     assert {row["normals"] for row in rows if row["role"] == "test"} == {4}
 
 
-def test_a_failed_detector_is_in_the_exit_code(app: typer.Typer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NORMSCAPE_CACHE", str(tmp_path / "cache"))
+def test_a_failed_detector_is_in_the_exit_code(app: typer.Typer, small_chairs: None, tmp_path: Path) -> None:
     path = write(tmp_path, detectors=[detector("near"), detector("never", "Fails")], seeds=[0])
     result = run(app, path)
     assert result.exit_code == SOME_FAILED == 3

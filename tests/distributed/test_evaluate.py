@@ -25,11 +25,8 @@ CHAIRS = {"angle_max_degrees": 87.0, "angle_step_degrees": 29.0, "supersample": 
 
 
 @pytest.fixture
-def prepared(
-    toy_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., tuple[Config, Path]]:
+def prepared(toy_config: Callable[..., Config], small_chairs: None, tmp_path: Path) -> Callable[..., tuple[Config, Path]]:
     """Makes an experiment with the toy evaluation, its stage `prepare` finished."""
-    monkeypatch.setenv("NORMSCAPE_CACHE", str(tmp_path / "cache"))
 
     def make(runs: str, **changes: Any) -> tuple[Config, Path]:
         config = toy_config(data=CHAIRS, evaluation=evaluation(**changes))

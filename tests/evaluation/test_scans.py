@@ -12,6 +12,7 @@ import torch
 
 from normscape.baselines import Scores
 from normscape.datasets.batches import ImageBatch
+from normscape.datasets.patches import PatchSource
 from normscape.evaluation import scans
 from normscape.evaluation.evaluating import evaluate
 from normscape.evaluation.locked import readings
@@ -45,7 +46,7 @@ class Brightness:
     def decision_function(self, batch: ImageBatch) -> Scores:
         return batch.images.flatten(1).mean(1).double().numpy()
 
-    def anomaly_map(self, batch: ImageBatch) -> torch.Tensor:
+    def anomaly_map(self, batch: ImageBatch) -> torch.Tensor | None:
         self.patches += len(batch)
         return (batch.images + 1) * batch.masks
 
@@ -121,8 +122,9 @@ def test_a_detector_without_a_map_is_fused_from_its_scores(brains: Prepared) -> 
 
 def test_scans_are_spread_over_age_one_a_subject(brains: Prepared) -> None:
     test = brains.bench.locked("a test")
-    ages = test.images.samples.images.cohort.subjects["age_years"].to_pylist()
-    names = test.images.samples.images.cohort.subjects["subject"].to_pylist()
+    source = test.images.samples.images
+    assert isinstance(source, PatchSource)
+    ages, names = (source.cohort.subjects[column].to_pylist() for column in ("age_years", "subject"))
     chosen = spread_scans(test, 10)
     assert len(chosen) == len({names[scan] for scan in chosen}) == 2
     assert ages[chosen[0]] <= ages[chosen[1]]

@@ -19,7 +19,12 @@ from normscape.evaluation.scorebook import ALL, NEW
 from normscape.report.board import read_board
 from normscape.report.leaderboard import build_leaderboard
 
-DETECTORS = {"conditional": ("synthetic", 0.93), "atlas": ("none", 0.79), "pca": ("none", 0.52), "supervised": ("synthetic", 0.95)}
+DETECTORS = {
+    "conditional": ("synthetic", 0.93),
+    "atlas": ("none", 0.79),
+    "pca": ("none", 0.52),
+    "supervised": ("synthetic", 0.95),
+}
 FAMILIES = ("standard", "tumour")
 
 

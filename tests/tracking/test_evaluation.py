@@ -12,7 +12,6 @@ from mlflow import MlflowClient
 from normscape.config import Config
 from normscape.evaluation.evaluating import evaluate
 from normscape.evaluation.results import Results
-from normscape.report.leaderboard import build_leaderboard
 from normscape.stages.core import run_stages
 from normscape.tracking.evaluation import READING_METRIC, EvaluationTracker
 from normscape.tracking.nested import PARENT_TAG
@@ -22,11 +21,17 @@ from tests.evaluation.toys import detector, evaluation
 CHAIRS = {"angle_max_degrees": 87.0, "angle_step_degrees": 29.0, "supersample": 1, "train_subjects": 24, "test_subjects": 14}
 
 
+def page(folder: Path) -> None:
+    """In place of the leaderboard, which takes seconds to draw."""
+    for name in ("index.html", "leaderboard.md"):
+        (folder / name).write_text("a page")
+
+
 def tracked(config: Config, runs: Path, uri: str) -> tuple[EvaluationTracker, Results]:
     """Evaluate as the command does."""
     tracker = EvaluationTracker(config, uri)
     results = evaluate(
-        config, runs, listener=tracker, heard=tracker.reading, opened=tracker.opened, page=build_leaderboard, command="a command"
+        config, runs, listener=tracker, heard=tracker.reading, opened=tracker.opened, page=page, command="a command"
     )
     tracker.finished(results)
     tracker.close("FINISHED")
@@ -34,8 +39,7 @@ def tracked(config: Config, runs: Path, uri: str) -> tuple[EvaluationTracker, Re
 
 
 @pytest.fixture
-def prepared(toy_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
-    monkeypatch.setenv("NORMSCAPE_CACHE", str(tmp_path / "cache"))
+def prepared(toy_config: Callable[..., Config], small_chairs: None, tmp_path: Path) -> Config:
     detectors = [detector("near"), detector("never", "Fails", seeds=[1])]
     config = toy_config(data=CHAIRS, evaluation=evaluation(detectors=detectors))
     run_stages(config, tmp_path / "runs", last="prepare")

@@ -94,4 +94,4 @@ def _result(done: Any, unit: Unit, experiment: Experiment) -> UnitResult:
     if isinstance(result, tuple):
         kind, message = result
         raise getattr(errors, kind, UserError)(message)
-    return result  # type: ignore[no-any-return]
+    return result

@@ -139,8 +139,8 @@ def scan_tables(bench: Workbench, detector: ImageDetector, name: str, tell: Prog
         "validation_scans": len(validation),
         "scans_left_out": left_out,
     }
-    tables = (pa.Table.from_pylist(found, schema=schema) for found, schema in ((rows, SCANS_SCHEMA), (rates, RATES_SCHEMA)))
-    return ScanTables(*tables, about)
+    scans, at_rates = pa.Table.from_pylist(rows, schema=SCANS_SCHEMA), pa.Table.from_pylist(rates, schema=RATES_SCHEMA)
+    return ScanTables(scans, at_rates, about)
 
 
 def spread_scans(cases: Cases, count: int) -> list[int]:
