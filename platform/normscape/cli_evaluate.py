@@ -12,6 +12,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from normscape.cli_shared import (
+    EXPERIMENTS,
+    RUNS,
+    AddressOption,
+    JsonOption,
+    QuietOption,
+    RunsOption,
+    SetOption,
+    TrackOption,
+    VerboseOption,
+    examples,
+    print_json,
+)
 from normscape.config import Config
 from normscape.configio import load_config
 from normscape.console import ConsoleListener
@@ -24,7 +37,6 @@ if TYPE_CHECKING:
     from normscape.evaluation.results import Results
     from normscape.tracking.evaluation import EvaluationTracker
 
-RUNS = Path("runs")
 SOME_FAILED = 3
 """Exit code when a detector failed and the others stand."""
 
@@ -42,6 +54,8 @@ class Options:
         address: of a Ray cluster.
         track: record in MLflow.
         quiet: only say how it ended.
+        verbose: say more on the way.
+        as_json: say how it ended as JSON.
     """
 
     overrides: tuple[str, ...] = ()
@@ -52,6 +66,8 @@ class Options:
     address: str | None = None
     track: bool = True
     quiet: bool = False
+    verbose: bool = False
+    as_json: bool = False
 
     def config(self, path: Path) -> Config:
         """The configuration with these changes.
@@ -97,7 +113,7 @@ def evaluate_and_report(path: Path, options: Options, *, runs_dir: Path = RUNS) 
     from normscape.report.leaderboard import build_leaderboard
 
     config = options.config(path)
-    bar = ConsoleListener([], Console(stderr=True), quiet=options.quiet)
+    bar = ConsoleListener([], Console(stderr=True), quiet=options.quiet, verbose=options.verbose)
     tracker = _tracker(config, runs_dir) if options.track else None
     ended: Any = "FAILED"
     try:
@@ -125,7 +141,7 @@ def evaluate_and_report(path: Path, options: Options, *, runs_dir: Path = RUNS) 
     finally:
         if tracker is not None:
             tracker.close(ended)
-    return _say_how(results, tracker.run_id if tracker else None)
+    return _say_how(results, tracker.run_id if tracker else None, as_json=options.as_json)
 
 
 def _workers(stack: ExitStack, config: Config, options: Options, runs_dir: Path) -> Workers:
@@ -153,10 +169,15 @@ def _tracker(config: Config, runs_dir: Path) -> EvaluationTracker | None:
     return EvaluationTracker(config, default_tracking_uri(runs_dir))
 
 
-def _say_how(results: Results, run_id: str | None) -> int:
+def _say_how(results: Results, run_id: str | None, *, as_json: bool) -> int:
     """The last lines, and the exit code."""
     for unit, reason in results.failures:
         sys.stderr.write(f"failed: {unit.name}: {reason}\n")
+    code = SOME_FAILED if results.failures else 0
+    if as_json:
+        failed = {unit.name: reason for unit, reason in results.failures}
+        print_json({"folder": results.folder, "run_id": run_id, "failures": failed, "evaluation": results.about})
+        return code
     lines = [
         f"leaderboard  {results.folder / 'index.html'}",
         f"             {results.folder / 'leaderboard.md'}",
@@ -164,37 +185,54 @@ def _say_how(results: Results, run_id: str | None) -> int:
     ]
     lines += [f"MLflow       run {run_id}"] if run_id else []
     sys.stdout.write("\n".join(lines) + "\n")
-    return SOME_FAILED if results.failures else 0
+    return code
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to the `normscape` command."""
-    app.command("evaluate")(_evaluate)
+    shown = examples(
+        "normscape evaluate configs/chairs/demo.yaml --quick",
+        "normscape evaluate configs/brain/cpu.yaml --workers 2",
+        "normscape evaluate configs/brain/cpu.yaml --detectors conditional,atlas --seeds 0",
+    )
+    app.command("evaluate", rich_help_panel=EXPERIMENTS, epilog=shown)(_evaluate)
 
 
 def _evaluate(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A configuration, for example configs/chairs/demo.yaml.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="A.B=C", help="Change a value, for example evaluation.test_images=200; may be repeated."),
-    ] = None,
+    overrides: SetOption = None,
     small: Annotated[
         bool, typer.Option("--quick", help="Few images, one seed, hardly trained networks: shows that everything runs.")
     ] = False,
+    detectors: Annotated[str, typer.Option("--detectors", metavar="A,B", help="Only these detectors.")] = "",
+    seeds: Annotated[str, typer.Option("--seeds", metavar="0,1", help="These seeds instead of the configuration's.")] = "",
+    runs_dir: RunsOption = RUNS,
     workers: Annotated[
         int, typer.Option("--workers", min=0, metavar="N", help="Run N units at a time on Ray. Without it one here.")
     ] = 0,
-    address: Annotated[str | None, typer.Option("--address", metavar="HOST:PORT", help="A Ray cluster, or `auto`.")] = None,
-    runs_dir: Annotated[
-        Path, typer.Option("--runs-dir", envvar="NORMSCAPE_RUNS", metavar="FOLDER", help="Where run folders are.")
-    ] = RUNS,
-    no_track: Annotated[bool, typer.Option("--no-track", help="Do not record the evaluation in MLflow.")] = False,
-    detectors: Annotated[str, typer.Option("--detectors", metavar="A,B", help="Only these detectors.")] = "",
-    seeds: Annotated[str, typer.Option("--seeds", metavar="0,1", help="These seeds instead of the configuration's.")] = "",
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only say how it ended.")] = False,
+    address: AddressOption = None,
+    no_track: TrackOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Compare detectors on the same anomalies, by subject: what is finished is kept, what was cut off is done again."""
-    given = Options(tuple(overrides or ()), small, words(detectors), numbers(seeds), workers, address, not no_track, quiet)
+    """Compare detectors on the same anomalies.
+
+    What is finished is kept, and what was cut off is done again. Stages of the experiment have to be finished as far as the
+    detectors read them. Exit code 3: a detector failed, and the others stand.
+    """
+    given = Options(
+        overrides=tuple(overrides or ()),
+        small=small,
+        detectors=words(detectors),
+        seeds=numbers(seeds),
+        workers=workers,
+        address=address,
+        track=not no_track,
+        quiet=quiet,
+        verbose=verbose,
+        as_json=as_json,
+    )
     code = evaluate_and_report(config, given, runs_dir=runs_dir)
     if code:
         raise typer.Exit(code)
