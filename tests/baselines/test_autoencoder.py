@@ -23,10 +23,9 @@ def test_known_values_tell_what_a_narrow_latent_cannot(toy_training: Callable[..
     """With one latent for colour and place, knowing the place helps; being told a wrong one does not."""
     toy = toy_training(network_images=1920)
     last = {}
-    for conditions in ("none", "known", "shuffled"):
+    for conditions in ("known", "shuffled"):
         detector = Autoencoder(latent=1, conditions=conditions, **SMALL).fit(toy.training)
         last[conditions] = float(detector.loss_[-20:].mean())
-    assert last["known"] < 0.85 * last["none"]
     assert last["known"] < 0.85 * last["shuffled"]
 
 
@@ -52,6 +51,6 @@ def test_a_trained_one_rebuilds_normal_images(toy_training: Callable[..., Any]) 
 def test_settings() -> None:
     """Losses and conditions are those that there are."""
     with pytest.raises(ValueError, match="l1, l2"):
-        Autoencoder(loss="l3")  # type: ignore[arg-type]
+        Autoencoder(loss="l3")
     with pytest.raises(ValueError, match="none, known, shuffled"):
-        Autoencoder(conditions="age")  # type: ignore[arg-type]
+        Autoencoder(conditions="age")

@@ -21,7 +21,8 @@ class Oracle(nn.Module):
 
     def __init__(self, noise: Tensor) -> None:
         super().__init__()
-        self.noise, self.times = noise, []
+        self.noise = noise
+        self.times: list[int] = []
 
     def forward(self, images: Tensor, times: Tensor) -> Tensor:
         self.times.append(int(times[0]))
@@ -76,8 +77,8 @@ def test_settings() -> None:
     """Steps have to be equal and whole, widths multiples of the groups."""
     for settings in ({"noised": 250, "denoising_steps": 3}, {"noised": 2000}, {"noised": 70, "denoising_steps": 1}):
         with pytest.raises(ValueError, match="equal steps"):
-            Diffusion(**settings)  # type: ignore[arg-type]
+            Diffusion(**settings)
     with pytest.raises(ValueError, match="multiple of 8"):
         Diffusion(width=12)
     with pytest.raises(ValueError, match="pyramid, gaussian"):
-        Diffusion(noise="white")  # type: ignore[arg-type]
+        Diffusion(noise="white")

@@ -29,7 +29,7 @@ def test_it_needs_a_trained_identity_network(toy_training: Callable[..., Any], t
 @pytest.mark.parametrize("kind", ["pictures", "patches"])
 def test_features_are_those_of_the_experiment(kind: str, toy_training: Callable[..., Any]) -> None:
     """Frozen: what the extractor says is the same before and after; standardised over the training images."""
-    toy = toy_training(kind, network_images=640)
+    toy = toy_training(kind, network_images=320)
     extractor = identity_network(toy.training)
     detector = FeatureAutoencoder(**SMALL).fit(toy.training)
     images = detector.inputs_(toy.training.healthy.batch(torch.arange(48))).images
@@ -46,7 +46,7 @@ def test_features_are_those_of_the_experiment(kind: str, toy_training: Callable[
 
 def test_scores_lie_between_the_mean_and_the_worst_place(toy_training: Callable[..., Any]) -> None:
     """The worst place is at least as bad as the mean one, and at most 2."""
-    toy = toy_training("patches", network_images=320)
+    toy = toy_training(network_images=320)
     worst, mean = (
         FeatureAutoencoder(score=s, **SMALL).fit(toy.training).decision_function(toy.unseen) for s in ("worst", "mean")
     )

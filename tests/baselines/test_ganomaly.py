@@ -32,7 +32,7 @@ def test_the_published_score(toy_training: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize("kind", ["pictures", "patches"])
 def test_images_and_latents_are_found_again(kind: str, toy_training: Callable[..., Any]) -> None:
-    """After a training the rebuilt image is near the image, and the second encoder near the first."""
+    """After a training the rebuilt image is near the image, and its latents nearer to the image's than another image's are."""
     toy = toy_training(kind, network_images=1280)
     before, after = (
         Ganomaly(**SMALL).fit(toy_training(kind, network_images=n).training) for n in (32, 1280)
@@ -44,4 +44,4 @@ def test_images_and_latents_are_found_again(kind: str, toy_training: Callable[..
     with torch.no_grad():
         latents, rebuilt = after._passed(seen)
         again = after.network_["second"](rebuilt)
-    assert float((latents - again).abs().mean()) < 0.5 * float((latents - latents.mean(0)).abs().mean())
+    assert float((latents - again).abs().mean()) < 0.8 * float((latents - again.roll(1, 0)).abs().mean())

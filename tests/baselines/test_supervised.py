@@ -83,7 +83,7 @@ def test_the_map_shows_the_place(toy_training: Callable[..., Any]) -> None:
 
 def test_a_conditional_one_looks_at_the_values(toy_training: Callable[..., Any]) -> None:
     """An anomaly that only its condition gives away, a wrong angle, is found by it alone."""
-    toy = toy_training(network_images=2400)
+    toy = toy_training()
     images = toy.training.healthy.batch(torch.arange(len(toy.training.healthy))).images
     turned = {i: len(images) // 4 * (i // (len(images) // 4)) + (i + 8) % 16 for i in range(len(images))}
 
@@ -92,10 +92,10 @@ def test_a_conditional_one_looks_at_the_values(toy_training: Callable[..., Any])
         cover = torch.ones(len(rows), 1, 8, 8)
         return AnomalyBatch(others, cover, torch.ones(len(rows)), torch.ones(len(rows)))
 
-    training = replace(toy.training, anomalous=elsewhere)
     wrong = replace(toy.unseen, conditions={"angle": (toy.unseen.conditions["angle"] + 48) % 96})
     gain = {}
-    for conditions in ("none", "known", "shuffled"):
+    for conditions, seen in (("none", 64), ("known", 1920), ("shuffled", 64)):
+        training = replace(toy.training, anomalous=elsewhere, network_images=seen)
         detector = Supervised(conditions=conditions, **SMALL).fit(training)
         gain[conditions] = float((detector.decision_function(wrong) - detector.decision_function(toy.unseen)).mean())
     assert gain["none"] == gain["shuffled"] == 0

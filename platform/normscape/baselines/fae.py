@@ -94,7 +94,7 @@ def local_similarity(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _window_means(x: Tensor) -> Tensor:
-    """Mean of `(B, C, *S)`, all sides equal, over the window around every place: a product with a small matrix along each axis."""
+    """Mean of `(B, C, *S)`, sides equal, over the window around every place: a product with a small matrix along each axis."""
     place = torch.arange(x.shape[-1], device=x.device)
     near = ((place[:, None] - place).abs() <= WINDOW // 2).to(x.dtype)
     matrix = near / near.sum(0)
@@ -119,7 +119,7 @@ class FeatureAutoencoder:
         self,
         *,
         layers: Sequence[int] = (0, 1, 2),
-        width: int = 64,
+        width: int = 32,
         learning_rate: float = 2e-3,
         batch_size: int = 64,
         score: FeatureScore = "worst",
