@@ -101,22 +101,12 @@ def test_commands_that_print_tables_speak_json_too() -> None:
     """And those that show progress can be quiet or verbose, under the same letters."""
     group: Any = typer.main.get_command(cli.app)
     options = {words: {flag for option in _found(group, words).params for flag in option.opts} for words in every_command(group)}
-    for name in (
-        "status",
-        "doctor",
-        "score",
-        "register",
-        "promote",
-        "models",
-        "export",
-        "import",
-        "sweep",
-        "distances",
-        "prepare",
-    ):
-        assert "--json" in options[name,], name
-    for name in ("run", "report", "sweep", "distances", "prepare", "score"):
-        assert {"--quiet", "-q", "--verbose", "-v"} <= options[name,], name
+    prepare = [("prepare", source) for source in ("ixi", "table", "bids")]
+    tables = ("status", "doctor", "score", "register", "promote", "models", "export", "import", "sweep", "distances")
+    for words in [*((name,) for name in tables), *prepare, ("prepare", "cases")]:
+        assert "--json" in options[words], words
+    for words in [*((name,) for name in ("run", "report", "sweep", "distances", "score")), *prepare]:
+        assert {"--quiet", "-q", "--verbose", "-v"} <= options[words], words
     assert all("--runs-dir" in options[name,] for name in ("run", "status", "score", "models", "export", "import", "sweep"))
 
 

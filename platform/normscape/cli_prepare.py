@@ -39,6 +39,9 @@ from normscape.stages.files import locked
 COHORTS = Path("runs/cohorts")
 STAGES = ["scans", "volumes"]
 _SHOWN_REASONS = 5
+_DONE = """\
+Each scan is read, stripped, corrected and registered; the page that the last line names shows all of them. What cannot be used is
+left out with its reason. Stopped, the command goes on where it was."""
 
 
 class Source(StrEnum):
@@ -49,20 +52,26 @@ class Source(StrEnum):
     bids = "bids"
 
 
-SourceArgument = Annotated[
-    Source,
-    typer.Argument(
-        metavar="ixi|table|bids",
-        help="`ixi`: the IXI images in --root, IXI.xls or .csv in or beside it; `table`: the scans that --table names; "
-        "`bids`: a BIDS data set with participants.tsv in --root.",
+prepare_app = typer.Typer(
+    help="Turn raw scans into what experiments read.",
+    epilog=examples(
+        "normscape prepare table --table scans/subjects.csv --out runs/cohorts/mine",
+        "normscape prepare ixi --root IXI-T1 --workers 8",
     ),
-]
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
 RootOption = Annotated[
-    Path | None, typer.Option("--root", metavar="FOLDER", help="Of the scans; with `table` the folder that its paths start from.")
+    Path | None, typer.Option("--root", metavar="FOLDER", help="Of the scans; of a table, the folder that its paths start from.")
 ]
 TableOption = Annotated[
     Path | None,
-    typer.Option("--table", metavar="FILE", help="CSV or TSV: path, subject, age_years; sex, site, session, mask, labels, *_ml."),
+    typer.Option(
+        "--table",
+        metavar="FILE",
+        help="For `table`: CSV or TSV, path, subject, age_years; sex, site, session, mask, labels, *_ml.",
+    ),
 ]
 OutOption = Annotated[
     Path | None, typer.Option("--out", metavar="FOLDER", help="Where the cohort goes; runs/cohorts/NAME otherwise.")
@@ -86,17 +95,25 @@ WorkersOption = Annotated[int | None, typer.Option("--workers", min=1, help="Pre
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command."""
-    shown = examples(
-        "normscape prepare table --table scans/subjects.csv --out runs/cohorts/mine",
-        "normscape prepare ixi --root IXI-T1 --workers 8",
-        "normscape prepare bids --root DATASET --spacing 1 --strip hdbet",
-    )
-    app.command("prepare", rich_help_panel=DATA, epilog=shown)(prepare)
+    """Add the commands."""
+    app.add_typer(prepare_app, name="prepare", rich_help_panel=DATA)
 
 
+@prepare_app.command(
+    "ixi", help=f"Prepare the IXI data set.\n\n{_DONE}", epilog=examples("normscape prepare ixi --root IXI-T1 --workers 8")
+)
+@prepare_app.command(
+    "table",
+    help=f"Prepare the scans that a table names.\n\n{_DONE}",
+    epilog=examples("normscape prepare table --table scans/subjects.csv --out runs/cohorts/mine"),
+)
+@prepare_app.command(
+    "bids",
+    help=f"Prepare a BIDS data set with participants.tsv.\n\n{_DONE}",
+    epilog=examples("normscape prepare bids --root DATASET --spacing 1 --strip hdbet"),
+)
 def prepare(
-    source: SourceArgument,
+    context: typer.Context,
     root: RootOption = None,
     table: TableOption = None,
     out: OutOption = None,
@@ -115,11 +132,8 @@ def prepare(
     verbose: VerboseOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Turn raw T1 scans into a prepared cohort.
-
-    Each scan is read, stripped, corrected and registered; the page that the last line names shows all of them. What cannot be
-    used is left out with its reason. Stopped, the command goes on where it was.
-    """
+    """Turn raw T1 scans into a prepared cohort: one function and its options once, under the name of each source."""
+    source = Source(str(context.info_name))
     settings = _settings(
         spacing_mm=spacing, strip=strip, bias_correction=not no_bias_correction, registration=registration, atlas=atlas,
         min_overlap=min_overlap, ventricle_labels=_labels(ventricle_labels),
@@ -149,7 +163,9 @@ def _cohort(source: Source, root: Path | None, table: Path | None, name: str | N
     return read(root, name=name, require_age=require_age)
 
 
-@prepare_app.command("cases")
+@prepare_app.command(
+    "cases", epilog=examples("normscape prepare cases lesions", "normscape prepare cases lesions --ages ages.csv --strip none")
+)
 def prepare_cases(
     source: Annotated[Path, typer.Argument(metavar="FOLDER|TABLE", help="Scans with lesions: a folder, or a table of scans.")],
     out: Annotated[
@@ -163,8 +179,12 @@ def prepare_cases(
         str | None,
         typer.Option("--strip", metavar="HOW", help="Who finds the brain, in all: deepbet, hdbet, mask, or none."),
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Find scans with lesions and write the table that `brains.cases` takes; the scans stay where they are."""
+    """Find scans with lesions.
+
+    Writes the table that `brains.cases` takes; the scans stay where they are.
+    """
     if strip is not None:
         _settings(strip=strip)
     found = read_lesions(source, layout=layout, ages=ages, strip=strip)
@@ -174,6 +194,11 @@ def prepare_cases(
     write_cases(found, out)
     marked = sum(case.lesion is not None for case in found.cases)
     known = sum(case.age_years is not None for case in found.cases)
+    if as_json:
+        dropped_names = [f"{dropped.subject or dropped.path.name}: {dropped.reason}" for dropped in found.dropped]
+        counts = {"cases": len(found.cases), "with_lesion": marked, "with_age": known}
+        print_json({"table": out, "layout": found.layout} | counts | {"left_out": dropped_names})
+        return
     sys.stdout.write(f"{out}: {len(found.cases)} cases ({found.layout}), {marked} with a lesion's mask, {known} with an age\n")
     for dropped in found.dropped:  # all of them: there is no page to look them up in
         sys.stdout.write(f"left out: {dropped.subject or dropped.path.name}: {dropped.reason}\n")

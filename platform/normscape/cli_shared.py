@@ -21,8 +21,8 @@ from normscape.errors import UserError
 RUNS = Path("runs")
 PIPED_WIDTH = 160
 """Columns of a table where there is no terminal, so that nothing is cut."""
-EXPERIMENTS, DATA, MODELS, OTHERS = "Experiments", "Data", "Trained systems", "This program"
-"""Headings of `normscape --help`."""
+EXPERIMENTS, DATA, MODELS, OTHERS = HEADINGS = ("Experiments", "Data", "Trained systems", "This program")
+"""Headings of `normscape --help`, in order."""
 
 _log = logging.getLogger("normscape")
 
@@ -147,13 +147,14 @@ class Sections(TyperGroup):
     """Commands whose help lists its commands under headings, those that they were registered with as `rich_help_panel`."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Write the headings, in the order in which they come up, with their commands."""
+        """Write the headings with their commands; commands without one come last."""
         commands = [(name, self.commands[name]) for name in self.list_commands(ctx) if not self.commands[name].hidden]
         limit = formatter.width - 6 - max(len(name) for name, _ in commands)
         sections: dict[str, list[tuple[str, str]]] = {}
         for name, command in commands:
             heading = getattr(command, "rich_help_panel", None) or "Commands"
             sections.setdefault(heading, []).append((name, command.get_short_help_str(limit)))
-        for heading, rows in sections.items():
-            with formatter.section(heading):
-                formatter.write_dl(rows)
+        for heading in (*HEADINGS, *(found for found in sections if found not in HEADINGS)):
+            if heading in sections:
+                with formatter.section(heading):
+                    formatter.write_dl(sections[heading])
