@@ -18,6 +18,8 @@ import normscape
 from normscape.config import Config
 from normscape.datasets.samples import to_uint8
 from normscape.networks.generator import draw_latents
+from normscape.scoring.conformal import Calibration
+from normscape.stages.calibration import CONFORMAL_NAME
 from normscape.stages.models import load_generator
 from normscape.stages.system import MAIN_DETECTOR, load_detectors, write_package
 from normscape.training.seeding import seeded
@@ -106,6 +108,8 @@ def signature(config: Config, folders: Mapping[str, Path]) -> ModelSignature:
     measured = [name for name in table.names if name.startswith(("length/", "residual_"))]
     detectors = [f"{name}_score" for name in load_detectors(folders["score"])]
     outputs: list[ColSpec | TensorSpec] = [ColSpec(DataType.double, "anomaly_score"), ColSpec(DataType.long, "anomalous")]
+    if Calibration.load(folders["score"] / CONFORMAL_NAME) is not None:
+        outputs.append(ColSpec(DataType.double, "p_value"))
     outputs += [ColSpec(DataType.double, name) for name in detectors] + [ColSpec(DataType.float, name) for name in measured]
     params = ParamSchema([ParamSpec("reconstructions", DataType.boolean, False)])
     return ModelSignature(inputs=Schema(inputs), outputs=Schema(outputs), params=params)
