@@ -71,7 +71,10 @@ class ImageDetector(Protocol):
         """Where: float32 (B, 1, *S), higher is more abnormal, 0 outside the masks; None where the detector cannot tell."""
 
 
-DETECTORS: dict[str, str] = {}
+DETECTORS: dict[str, str] = {
+    "conditional": "normscape.evaluation.conditional:ConditionalDetector",
+    "conditional_unsupervised": "normscape.evaluation.conditional:UnsupervisedConditionalDetector",
+}
 """Built-in detectors: name to `module:Class`."""
 
 

@@ -29,8 +29,8 @@ from normscape.scoring.metrics import accuracy, bootstrap_by_subject
 CONFORMAL_NAME = "conformal"
 PROMISED = (0.01, 0.05, 0.1)
 """Rates of false positives whose promise is looked at."""
-CONDITIONS = "conditions"
-"""Setting that names the columns of the conditions, in order."""
+CONDITIONS, STEPS = "conditions", "steps"
+"""Settings: columns of the conditions, in order; projection steps, without which scores cannot be compared."""
 FALSE_POSITIVES_SCHEMA = pa.schema(
     [("detector", pa.string()), ("method", pa.string())]
     + [(name, pa.float64()) for name in ("promised", "false_positives", "low", "high")]
@@ -53,6 +53,7 @@ def calibrate(
     value_columns: Sequence[str],
     folder: Path,
     *,
+    steps: int,
     seed: int,
     resamples: int,
 ) -> dict[str, float]:
@@ -66,6 +67,7 @@ def calibrate(
         detectors: their scores, by name.
         value_columns: columns of the conditions.
         folder: of the stage.
+        steps: of the projection.
         seed: of the resampling.
         resamples: of subjects, for the intervals.
 
@@ -91,7 +93,7 @@ def calibrate(
         p, share = one.p_value(scores.score, known), one.share(scores.score, known)
         columns[f"{name}_p_value"] = p[test]
         rows += _false_positives(name, {"conformal": p, "share": share}, table, healthy & test, one, seed, resamples)
-    Calibration(made, {CONDITIONS: names}).save(folder / CONFORMAL_NAME)
+    Calibration(made, {CONDITIONS: names, STEPS: steps}).save(folder / CONFORMAL_NAME)
     pq.write_table(pa.table(columns), folder / "p_values.parquet")
     pq.write_table(pa.Table.from_pylist(rows, schema=FALSE_POSITIVES_SCHEMA), folder / "false_positives.parquet")
     return {

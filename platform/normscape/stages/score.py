@@ -112,6 +112,7 @@ def run(context: StageContext) -> dict[str, float]:
         {name: DetectorScores(entry.score, entry.cv_score) for name, entry in scored.items()},
         [a.column for a in config.value_attributes if a.column],
         context.folder,
+        steps=config.projection.steps,
         seed=_seed(config.seed),
         resamples=config.scoring.bootstrap_samples,
     )

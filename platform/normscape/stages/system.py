@@ -31,7 +31,7 @@ from normscape.scoring.conformal import Calibration
 from normscape.scoring.detectors import Array, Detector, TailDetector, ThresholdDetector
 from normscape.scoring.forest import ForestDetector
 from normscape.scoring.maps import Rated
-from normscape.stages.calibration import CONDITIONS, CONFORMAL_NAME
+from normscape.stages.calibration import CONDITIONS, CONFORMAL_NAME, STEPS
 from normscape.stages.files import read_json
 from normscape.stages.models import load_projector
 from normscape.stages.status import stage_status
@@ -217,11 +217,12 @@ class ScoredSystem:
         return denormalize_value(network.attribute, network(images.to(self.projector.device))).cpu()
 
     def p_values(self, scores: Tensor, values: Mapping[str, Tensor]) -> Array | None:
-        """p of anomaly scores `(B,)` under known conditions `(B, D)`, `(B,)`; None where no healthy images are known.
+        """p of anomaly scores `(B,)` under known conditions `(B, D)`, `(B,)`.
 
-        At most 5 % of the images of new healthy subjects have a p of at most 5 %, see `normscape.scoring.conformal`.
+        None where no healthy images are known, or where those were projected with another number of steps. At most 5 % of the
+        images of new healthy subjects have a p of at most 5 %, see `normscape.scoring.conformal`.
         """
-        if self.healthy is None or MAIN_DETECTOR not in self.healthy.scores:
+        if self.healthy is None or self.healthy.settings.get(STEPS) != self.config.projection.steps:
             return None
         columns = condition_columns(self.config, values)
         names = self.healthy.settings.get(CONDITIONS, [])

@@ -1,0 +1,1 @@
+"""Evaluation: detectors compared on the same images, by subject."""
