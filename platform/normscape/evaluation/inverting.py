@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -147,6 +147,10 @@ class Inverted:
         coordinates = {name: u[index] for name, u in self.coordinates.items()}
         excess = None if self.excess is None else self.excess[index]
         return Inverted(columns, coordinates, self.conditions[index], self.residual[index], excess)
+
+    def without_maps(self) -> Inverted:
+        """The same, but for the maps, which take most of the memory."""
+        return replace(self, residual=self.residual[:, :0], excess=None)
 
     @classmethod
     def together(cls, parts: list[Inverted]) -> Inverted:

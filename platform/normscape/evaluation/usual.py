@@ -156,7 +156,7 @@ class ConditionalFeatures:
                 drawn = training.anomalous(batch.rows(odd), part[odd])
                 batch = batch.with_images(batch.images.index_copy(0, odd, drawn.images))
                 label[odd] = (drawn.masks.flatten(1).amax(1) > 0).long()  # a family may find no place for an anomaly
-            found.append(self.inverter_.invert(batch))
+            found.append(self.inverter_.invert(batch).without_maps())
             labels.append(label)
             done += len(part)
             training.progress(done, len(rows))
