@@ -24,7 +24,7 @@ from normscape.training.recorder import SilentRecorder
 
 CPU = torch.device("cpu")
 SETTINGS: dict[str, Any] = {"stride": 6, "identities": 2, "ages": [30, 70], "scans": 2, "steps": 2, "batch_size": 16}
-SETTINGS["calibration_scans"] = 3
+SETTINGS |= {"calibration_scans": 3}
 
 
 @pytest.fixture
