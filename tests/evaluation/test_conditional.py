@@ -1,4 +1,4 @@
-"""The conditional detectors on toy runs with random networks: what they learn from, what a setting changes, and what nothing does."""
+"""The conditional detectors on toy runs with random networks: what they learn from, and what a setting changes."""
 
 from __future__ import annotations
 
@@ -96,9 +96,7 @@ def chairs(tmp_path_factory: pytest.TempPathFactory, toy_settings_of: dict[str, 
 
 
 @pytest.fixture
-def brains(
-    tmp_path: Path, prepared_cohort: Callable[..., PreparedCohort], toy_brain_config: Callable[..., Config]
-) -> Training:
+def brains(tmp_path: Path, prepared_cohort: Callable[..., PreparedCohort], toy_brain_config: Callable[..., Config]) -> Training:
     """Patches of four persons under masks, with what is usual at each place."""
     config = toy_brain_config(
         data={"root": str(prepared_cohort().folder), "patches_per_subject": 8},
@@ -213,7 +211,7 @@ def test_further_starts_and_masked_rounds_leave_the_first_projection_alone(chair
 
 
 def test_conditions_can_be_taken_away(chairs: Training) -> None:
-    """`none` gives all images the mean angle; one attribute keeps its own; `shuffled` gives those of another image, always the same."""
+    """`none`: the mean angle for all; a name: its own; `shuffled`: that of another image, always the same one."""
     pool = {"angle": torch.linspace(0, 75, 50)[:, None]}
     batch = _batch(chairs, range(8))
     turned = ImageBatch(batch.images, batch.masks, {"angle": batch.conditions["angle"] + 11.0})
@@ -342,7 +340,12 @@ def test_patches_under_masks(brains: Training) -> None:
         assert not any(name.startswith(("masked/atlas", "masked/conditions")) for name in detector.columns_)
     known = ("position", "age")
     one = Inverter(
-        brains.config, brains.folders, Parts(conditions="age"), {name: batch.conditions[name] for name in known}, seed=0, device=CPU
+        brains.config,
+        brains.folders,
+        Parts(conditions="age"),
+        {name: batch.conditions[name] for name in known},
+        seed=0,
+        device=CPU,
     ).invert(batch)
     np.testing.assert_allclose(one.columns["age_years"], batch.conditions["age"][:, 0])
     assert np.ptp(one.columns["position_mm_0"]) == 0

@@ -52,7 +52,7 @@ def _subjects(count: int, random: np.random.Generator, spread: float = 2.0) -> t
 
 
 def test_many_images_of_a_subject_do_not_fool_it() -> None:
-    """A random image of a new subject: the promise holds; counting images as if they were subjects breaks it threefold."""
+    """A random image of a new subject: the promise holds; counting images as if they were subjects breaks it."""
     random = np.random.default_rng(1)
     honest, naive = [], []
     for _ in range(3000):
@@ -62,12 +62,12 @@ def test_many_images_of_a_subject_do_not_fool_it() -> None:
         naive.append((1 + (scores >= new).sum()) / (len(scores) + 1))
     for rate in RATES:
         assert (np.array(honest) <= rate).mean() <= rate + _above(rate, 3000), rate
-    assert (np.array(naive) <= 0.05).mean() > 0.09
+    assert (np.array(naive) <= 0.05).mean() > 0.05 + _above(0.05, 3000)
     assert min(honest) >= 1 / 11
 
 
 def test_the_share_of_a_new_subjects_images_is_kept_on_average() -> None:
-    """All images of new subjects, subjects weighing equally: promised 5 %, found between 3 and 7 %; the plain share comes nearer."""
+    """All images of new subjects, subjects weighing equally: promised 5 %, found 3 to 7 %; the plain share is nearer."""
     random = np.random.default_rng(2)
     rates: dict[str, list[float]] = {"p": [], "share": []}
     for _ in range(300):

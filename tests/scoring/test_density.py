@@ -36,7 +36,7 @@ def test_usual_styles_lie_at_about_one_and_those_of_other_conditions_do_not() ->
     wrong = density.columns(styles, (fresh + 45) % 90)
     assert list(right) == [f"density/{name}{side}" for name in ("identity", "other") for side in ("/4", "/8", "")]
     for name in ("density/identity", "density/other", "density/identity/4"):
-        assert right[name].mean() == pytest.approx(1.0, abs=0.12), name
+        assert right[name].mean() == pytest.approx(0.95, abs=0.12), name  # chi of 6 dimensions: 0.96; shrinking lowers it
     label = np.repeat([0, 1], 600)
     fpr, tpr = roc_curve(label, np.concatenate([right["density/identity"], wrong["density/identity"]]))
     assert np.trapezoid(tpr, fpr) > 0.8

@@ -56,9 +56,7 @@ def test_copies_of_a_column_do_not_outvote_another_kind() -> None:
     many = EvidenceDetector(names).fit(np.stack([*[pixels] * 9, density], 1))
     row = np.array([[2.0, 1.0]])
     assert many.kinds == ("pixels", "density")
-    np.testing.assert_allclose(
-        many.decision_function(np.array([[2.0] * 9 + [1.0]])), one.decision_function(row), rtol=1e-12
-    )
+    np.testing.assert_allclose(many.decision_function(np.array([[2.0] * 9 + [1.0]])), one.decision_function(row), rtol=1e-12)
 
 
 def test_constant_columns_and_wrong_widths() -> None:

@@ -217,7 +217,9 @@ def test_calibration_rows_choose_thresholds_and_nothing_else(tmp_path: Path) -> 
     assert list(metrics["split"].unique()) == ["train", "train_cv", "calibration", "test"]
 
 
-def test_calibration_rows_give_p_values_whose_promise_is_looked_at(tmp_path: Path, finished: tuple[Path, dict[str, float]]) -> None:
+def test_calibration_rows_give_p_values_whose_promise_is_looked_at(
+    tmp_path: Path, finished: tuple[Path, dict[str, float]]
+) -> None:
     """Of two healthy subjects p is at least 1/3; anomalous rows get smaller ones; without calibration rows there are none."""
     folder, headline = _run(tmp_path, _with_calibration(_table(), 0.1))
     p = pd.read_parquet(folder / "p_values.parquet")

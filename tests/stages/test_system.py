@@ -162,9 +162,7 @@ def test_a_package_scores_the_same_and_holds_no_other_file(run_folder: Path, sys
     )
 
 
-def test_p_values_come_with_healthy_subjects_and_only_with_them(
-    run_folder: Path, system: ScoredSystem, tmp_path: Path
-) -> None:
+def test_p_values_come_with_healthy_subjects_and_only_with_them(run_folder: Path, system: ScoredSystem, tmp_path: Path) -> None:
     """A run without calibration rows, as old packages are, has no p. With its file, in the run or the package, every image has
     one: how often healthy subjects score as high. Projected with other steps, scores cannot be compared, and there is none."""
     images, conditions, _ = projected(run_folder)

@@ -208,8 +208,9 @@ class Inverter:
         """Of the coordinates, in order."""
         return tuple(self.projector.generator.resolutions)
 
+    @torch.enable_grad()
     def invert(self, batch: ImageBatch) -> Inverted:
-        """Project a batch of any size, `projection.batch_size` images at once."""
+        """Project a batch of any size, `projection.batch_size` images at once; callers may have switched gradients off."""
         rows = torch.arange(len(batch)).split(self.config.projection.batch_size)
         return Inverted.together([self._invert(batch.rows(part)) for part in rows])
 
@@ -243,9 +244,7 @@ class Inverter:
             return False
         return self.parts.auxiliary or not _OF_AUXILIARY.match(name)
 
-    def _further(
-        self, first: Projection, images: Tensor, values: Mapping[str, Tensor], mask: Tensor | None
-    ) -> dict[str, Array]:
+    def _further(self, first: Projection, images: Tensor, values: Mapping[str, Tensor], mask: Tensor | None) -> dict[str, Array]:
         """Project from further starts: residuals become means over all of them, `spread/<residual>` their standard deviations.
 
         `spread/images` is the standard deviation of the reconstructions, its mean over what counts. Every image starts off by the
@@ -257,8 +256,7 @@ class Inverter:
         for number in range(1, self.parts.inversions):
             random = seeded(self.seed, "inversions", number)
             start = {
-                name: u + START_NOISE * torch.randn(1, *u.shape[1:], generator=random).to(u.device)
-                for name, u in begin.items()
+                name: u + START_NOISE * torch.randn(1, *u.shape[1:], generator=random).to(u.device) for name, u in begin.items()
             }
             other = self.projector.project(images, values, mask, start=start)
             found.append(other.residuals)
@@ -305,7 +303,7 @@ class Inverter:
 def strength(images: Tensor, rebuilt: Tensor, mask: Tensor | None) -> Tensor:
     """How far images (B, C, *S) leave their reconstructions, (B, 1, *S): 0 outside the mask (B, 1, *S).
 
-    The mean difference in the neighbourhood of 3 pixels a side, in which differences of opposite sign cancel; RMS over the channels.
+    The mean difference in the neighbourhood of 3 pixels a side, where opposite signs cancel; RMS over the channels.
     """
     pool = F.avg_pool2d if images.ndim == 4 else F.avg_pool3d
     inside = torch.ones_like(images[:, :1]) if mask is None else mask.to(images.dtype)

@@ -127,7 +127,9 @@ class ConditionalFeatures:
 
         def usual(normal: NDArray[np.intp]) -> Usual:
             if len(normal) < LEAST_NORMAL:
-                raise DataError(f"a conditional detector needs more training images: a fold of {len(label)} has {len(normal)} normal")
+                raise DataError(
+                    f"a conditional detector needs more training images: a fold of {len(label)} has {len(normal)} normal"
+                )
             return Usual.fit(images.rows(normal), chosen, self.parts, self.inverter_.resolutions, seed=training.seed)
 
         self.usual_, self._latest = usual(np.flatnonzero(label == 0)), None

@@ -57,7 +57,9 @@ class ConditionBasis:
         different = np.unique(standard, axis=0)
         count = min(LANDMARKS, len(conditions) // ROWS_PER_LANDMARK, len(different) if len(different) > 1 else 0)
         landmarks = different[np.random.default_rng(seed).permutation(len(different))[:count]]
-        raw = cls(conditions.min(0), conditions.max(0), mean, deviation, landmarks, np.zeros(1), np.ones(1))._functions(conditions)
+        raw = cls(conditions.min(0), conditions.max(0), mean, deviation, landmarks, np.zeros(1), np.ones(1))._functions(
+            conditions
+        )
         spread = raw.std(0)
         spread = np.where(spread > 1e-9, spread, 1.0)
         return cls(conditions.min(0), conditions.max(0), mean, deviation, landmarks, raw.mean(0), spread)

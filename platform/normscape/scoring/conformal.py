@@ -34,8 +34,8 @@ class Conformal:
         p(s) = (1 + sum_k (1 / n_k) #{i: s_ki >= s}) / (K + 1).
 
     For an image drawn at random from a new healthy subject, P(p <= a) <= a for every a, over calibration subjects and the new one
-    together, if those K + 1 are exchangeable; nothing is supposed of the scores' distribution. So the share of healthy images with
-    p <= a is at most a on average over subjects; it may be more for one subject. No p is below 1 / (K + 1).
+    together, if those K + 1 are exchangeable; nothing is supposed of the scores' distribution. So the share of healthy images
+    with p <= a is at most a on average over subjects; it may be more for one subject. No p is below 1 / (K + 1).
 
     Scores may first be brought to one level: (s - m(c)) / b(c) with median and spread expected under the conditions c, fitted to
     *other* subjects (locally weighted conformal prediction, Lei et al. 2018). The promise then holds as before, however bad that
@@ -55,9 +55,7 @@ class Conformal:
     levels: Levels | None = None
 
     @classmethod
-    def fit(
-        cls, scores: Array, subject: NDArray[Any], *, conditions: Array | None = None, levels: Levels | None = None
-    ) -> Self:
+    def fit(cls, scores: Array, subject: NDArray[Any], *, conditions: Array | None = None, levels: Levels | None = None) -> Self:
         """Keep the scores of healthy images of subjects that neither networks nor detectors have seen.
 
         Args:

@@ -27,8 +27,8 @@ DENSITY_PREFIX = "density/"
 class StyleDensity:
     """A Gaussian of the whitened coordinates u of each free sub-space and resolution, its mean depending on the conditions c.
 
-    Its Mahalanobis distance is m = sqrt((u - mu(c))' S^-1 (u - mu(c)) / d): about 1 for a normal image in any dimension d. mu is a
-    ridge regression on smooth functions of c; S is the covariance of what it leaves, shrunk towards a multiple of the identity
+    Its Mahalanobis distance is m = sqrt((u - mu(c))' S^-1 (u - mu(c)) / d): about 1 for a normal image in any dimension d. mu is
+    a ridge regression on smooth functions of c; S is the covariance of what it leaves, shrunk towards a multiple of the identity
     (Ledoit & Wolf 2004), because there may be fewer images than coordinates. S is the same under all conditions.
 
     Attributes:

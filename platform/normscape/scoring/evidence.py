@@ -34,8 +34,8 @@ class EvidenceDetector:
 
     For column j, p_j(x) is the share of normal rows with a value of at least x, and beyond the 95 % quantile q_j
     p_j(x) = 0.05 exp(-(x - q_j) / b_j), with b_j the mean excess over q_j there: the maximum-likelihood exponential tail. So two
-    values beyond all normal ones still differ. The score is sum over kinds of the mean over a kind's columns of -log p_j: Fisher's
-    method, as if kinds were independent, while columns of one kind, which hardly are, count as one however many there are.
+    values beyond all normal ones still differ. The score is the sum over kinds of the mean over a kind's columns of -log p_j:
+    Fisher's method, as if kinds were independent, while columns of one kind, which hardly are, count as one.
 
     Args:
         columns: names of the features, in order; see `kind_of`.

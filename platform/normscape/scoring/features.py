@@ -98,10 +98,7 @@ def feature_columns(
 def condition_names(columns: Sequence[str], value_columns: Sequence[str]) -> list[str]:
     """Columns of the conditions, in the order of `value_columns`; a vector-valued one stands as `name_0`, `name_1`, ..."""
     return [
-        name
-        for value in value_columns
-        for name in columns
-        if name == value or re.fullmatch(rf"{re.escape(value)}_\d+", name)
+        name for value in value_columns for name in columns if name == value or re.fullmatch(rf"{re.escape(value)}_\d+", name)
     ]
 
 

@@ -1,6 +1,6 @@
 """Whole healthy scans of subjects that no network has seen: what a new scan's p-value is measured by. Part of stage `brains`.
 
-Writes `scan_conformal.safetensors` + `scan_conformal.json` (`normscape.scoring.conformal`), two scores a scan, one scan a subject:
+Writes `scan_conformal.safetensors` + `.json` (`normscape.scoring.conformal`), two scores a scan, one scan a subject:
 
 - `place`: the highest value of its anomaly map;
 - `scan`: the mean of its anomaly map over the voxels that lie in a patch;
@@ -114,12 +114,12 @@ def calibrate_scans(context: StageContext, rater: PatchRater, source: PatchSourc
     return {"calibration_scans": float(len(rows))}
 
 
-def _mapped(
-    config: Config, rater: PatchRater, source: PatchSource, scan: int, tell: Callable[[int, int], None]
-) -> ScanMaps:
+def _mapped(config: Config, rater: PatchRater, source: PatchSource, scan: int, tell: Callable[[int, int], None]) -> ScanMaps:
     grid = on_grid(source, scan, stride=config.brains.stride, max_background=most_background(config))
     if not len(grid):
-        raise DataError(f"{source.cohort.folder}: scan {scan} holds no patch with at most {most_background(config):.0%} background")
+        raise DataError(
+            f"{source.cohort.folder}: scan {scan} holds no patch with at most {most_background(config):.0%} background"
+        )
     columns = {a.name: a.column or "" for a in config.value_attributes}
     [maps] = scan_maps(grid, columns, rater, batch_size=config.brains.batch_size, progress=tell)
     return maps

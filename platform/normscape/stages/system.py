@@ -170,7 +170,8 @@ class ScoredSystem:
 
         Returns:
             A table of N rows: `anomaly_score` (higher is more abnormal), `anomalous` (0 or 1), `p_value` where healthy images
-            are known (`normscape.scoring.conformal`), `<detector>_score`, columns of the conditions, `length/<sub-space>/<resolution>` (whitened), `residual_*` (of images in [-1, 1]), and
+            are known (`normscape.scoring.conformal`), `<detector>_score`, columns of the conditions,
+            `length/<sub-space>/<resolution>` (whitened), `residual_*` (of images in [-1, 1]), and
             `reconstruction` (uint8, C x S values in a row).
 
         Raises:
