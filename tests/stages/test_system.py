@@ -27,6 +27,7 @@ from normscape.scoring.conformal import Calibration, Conformal
 from normscape.stages import prepare, project, score
 from normscape.stages.core import StageContext, folder_name, stage_keys
 from normscape.stages.system import ScoredSystem, write_package
+from normscape.tracking.package import signature
 from normscape.training.checkpoint import save_module
 from normscape.training.recorder import SilentRecorder
 from normscape.training.seeding import seeded
@@ -183,6 +184,9 @@ def test_p_values_come_with_healthy_subjects_and_only_with_them(run_folder: Path
     assert np.array_equal(main, plain["anomaly_score"].to_numpy())
     expected = (1 + (healthy[None] >= main[:, None]).sum(1) / 5) / 9
     np.testing.assert_allclose(table["p_value"].to_numpy(), expected)
+    for where, expected_there in ((score, True), (folders["score"], False)):
+        outputs = signature(system.config, folders | {"score": where}).outputs
+        assert ("p_value" in [column.name for column in outputs]) is expected_there
     other = ScoredSystem.from_package(tmp_path / "package", steps=4)
     assert "p_value" not in other.score(images[:6], known).column_names
 
