@@ -47,7 +47,7 @@ def settings() -> dict[str, Any]:
     """What makes the toy experiment one on the simulated cohort at 4 mm."""
     return {
         "data": {"spacing_mm": 4.0, "simulated_subjects": 7, "patches_per_subject": 24},
-        "projection": {"train_samples": 32, "test_samples": 16, "steps": 2, "batch_size": 16},
+        "projection": {"train_samples": 32, "test_samples": 16, "calibration_samples": 16, "steps": 2, "batch_size": 16},
         "scoring": {"max_depth": [3], "n_estimators": [10], "folds": 2, "bootstrap_samples": 20},
         "brains": {"stride": 6, "batch_size": 64},
     }
@@ -95,6 +95,10 @@ def test_a_scan_from_file_to_page(
     assert (code, err) == (0, ""), err
     assert f"page  {out / 'index.html'}" in text
     assert "note: The model learned from: simulated cohort." in text
+    assert "taken by itself, against patches of 1 healthy subject; with 1 subject p cannot be below 1/2 = 0.5" in text
+    [said] = json.loads((out / "summary.json").read_text())["p_values"]
+    assert 0.5 <= said["p"] <= 1
+    assert "p cannot be below 1/2" in (out / "index.html").read_text(encoding="utf-8")
     names = {path.name for path in out.iterdir()}
     maps = {f"{kind}_map.nii.gz" for kind in ("anomaly", "score", "excess", "residual")}
     assert names == maps | {"regions.csv", "overlay.png", "index.html", "summary.json", "preprocessed"}
@@ -144,3 +148,6 @@ def test_a_scan_from_file_to_page(
     assert code == 0, err
     first, second = (json.loads((folder / "summary.json").read_text()) for folder in (out, tmp_path / "again"))
     assert first["peak_score"] == second["peak_score"]
+    assert first["p_values"] == second["p_values"]
+    code, text, err = command(scan, "--age", 63, "--strip", "none", "--run", run_folder, "--steps", 1, "--quiet")
+    assert (code, "p = " in text) == (0, False), err  # healthy patches were projected with other steps

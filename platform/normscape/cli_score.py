@@ -122,6 +122,7 @@ def score_command(
     for i, region in enumerate(result.regions.slice(0, 3).to_pylist(), start=1):
         place = ", ".join(f"{region[f'scan_peak_{axis}_mm']:.0f}" for axis in "xyz")
         lines.append(f"  {i}. {region['peak_score']:.2f}, {region['volume_ml']:.1f} ml, peak at {place} mm")
+    lines += [one.sentence for one in result.p_values]
     lines += [f"note: {note}" for note in result.notes]
     sys.stdout.write("\n".join([*lines, f"page  {page}"]) + "\n")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from normscape.training.recorder import SilentRecorder
 
 CPU = torch.device("cpu")
 SETTINGS: dict[str, Any] = {"stride": 6, "identities": 2, "ages": [30, 70], "scans": 2, "steps": 2, "batch_size": 16}
+SETTINGS |= {"calibration_scans": 3}
 
 
 @pytest.fixture
@@ -98,6 +100,26 @@ def test_what_the_stage_writes(context: StageContext, monkeypatch: pytest.Monkey
     assert not list((folder / "maps").glob("*.npz"))
     regions = pq.read_table(folder / "regions.parquet")
     assert set(regions["name"].to_pylist()) <= set(names)
+    _healthy_scans(context)
+
+
+def _healthy_scans(context: StageContext) -> None:
+    """The one person in neither split was mapped whole, once, and belongs to the system and its package."""
+    healthy = pq.read_table(context.folder / "healthy_scans.parquet").to_pylist()
+    split = json.loads((context.inputs["prepare"] / "split.json").read_text())
+    assert [row["subject"] for row in healthy] == split["unused"]
+    assert healthy[0]["place"] > healthy[0]["scan"] > 0
+    assert not (context.folder / "calibration").exists()
+    folders = {**context.inputs, "brains": context.folder}
+    write_package(context.config, folders, context.folder.parent / "packed")
+    for system in (
+        ScoredSystem.load(context.config, folders, CPU),
+        ScoredSystem.from_package(context.folder.parent / "packed"),
+    ):
+        assert system.healthy_scans is not None
+        assert system.healthy_scans.settings == {"stride": 6, "steps": 2, "max_background": context.config.data.max_background}
+        p = system.healthy_scans.scores["place"].p_value(np.array([0.0, healthy[0]["place"] + 1]))
+        assert p.tolist() == [1.0, 0.5]
 
 
 def test_only_brains_have_the_stage(toy_config: Callable[..., Config], toy_brain_config: Callable[..., Config]) -> None:

@@ -19,7 +19,10 @@ from normscape.datasets.cohort import Scan
 from normscape.errors import DataError, UserError
 from normscape.preprocessing.atlas import LPS
 from normscape.report.scan_page import build_scan_page
-from normscape.stages.scan import ScanModel, scan_model, score_scan, stripped_by
+from normscape.scoring.conformal import Calibration, Conformal
+from normscape.scoring.maps import ScanMaps
+from normscape.stages.scan import ScanModel, describe, scan_model, score_scan, stripped_by
+from normscape.stages.scan_calibration import grid_settings, p_values, scan_scores
 
 BLOB_RADIUS_MM = 16.0
 
@@ -59,6 +62,46 @@ def test_the_map_lies_right(
     assert "odd.nii.gz" in text
     assert (tmp_path / "overlay.png").stat().st_size > 1000
     assert any("Simulated" in note for note in result.notes)
+
+
+def test_a_scan_is_compared_with_healthy_scans(scan_path: Path, model: ScanModel, tmp_path: Path) -> None:
+    """The ball is brighter than anything in four healthy scans, the mean is not: p is 1/5, and 4/5, and the page says so. Scans
+    that were mapped with another stride do not count."""
+    scan = Scan(scan_path, "odd", age_years=63.0)
+    plain = score_scan(scan, model, tmp_path / "plain")
+    assert plain.p_values == ()
+    assert "healthy subject looks as abnormal" not in build_scan_page(plain, model.atlas.affine).read_text(encoding="utf-8")
+    scores = scan_scores(plain.maps)
+    people = np.arange(4)
+    peaks = scores["place"] * np.array([0.5, 0.6, 0.7, 0.9])
+    means = scores["scan"] * np.array([0.9, 1.1, 1.2, 1.3])
+    made = {"place": Conformal.fit(peaks, people), "scan": Conformal.fit(means, people)}
+    healthy = Calibration(made, grid_settings(model.config))
+    found = score_scan(scan, replace(model, healthy_scans=healthy), tmp_path / "compared")
+    assert [(one.about, one.p, one.subjects) for one in found.p_values] == [
+        ("most abnormal place", pytest.approx(0.2), 4),
+        ("scan as a whole", pytest.approx(0.8), 4),
+    ]
+    assert found.p_values[0].sentence == (
+        "p = 0.2: the highest value of the map, against 4 healthy scans; with 4 subjects p cannot be below 1/5 = 0.2."
+    )
+    assert describe(found)["p_values"][0] == {"about": "most abnormal place", "p": 0.2, "subjects": 4}
+    text = build_scan_page(found, model.atlas.affine).read_text(encoding="utf-8")
+    assert "with 4 subjects p cannot be below 1/5 = 0.2" in text
+    other = replace(healthy, settings=dict(healthy.settings) | {"stride": 3})
+    assert p_values(found.maps, model.config, other, 0) == []
+
+
+def test_the_most_abnormal_patch_without_healthy_scans(model: ScanModel) -> None:
+    """p of the patch alone, with a plain word that it is none of the scan; of any two numbers the smaller one is kept."""
+    volume = np.zeros((2, 2, 2), np.float32)
+    maps = ScanMaps(volume, volume, volume, volume, volume, volume > 0, 40, 0.125)
+    [one] = p_values(maps, model.config, None, 7)
+    assert (one.p, one.subjects) == (0.125, 7)
+    assert "against patches of 7 healthy subjects; with 7 subjects p cannot be below 1/8 = 0.125" in one.sentence
+    assert "it is no p-value of the scan" in one.sentence
+    assert p_values(maps, model.config, None, 0) == []
+    assert p_values(replace(maps, lowest_p=float("nan")), model.config, None, 7) == []
 
 
 def test_what_cannot_be_scored(scan_path: Path, model: ScanModel, tmp_path: Path) -> None:

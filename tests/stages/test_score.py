@@ -231,6 +231,43 @@ def test_levelled_training_rows_move_the_forests_alone(tmp_path: Path) -> None:
         }
 
 
+def test_calibration_rows_give_p_values_whose_promise_is_looked_at(
+    tmp_path: Path, finished: tuple[Path, dict[str, float]]
+) -> None:
+    """Of two healthy subjects p is at least 1/3; anomalous rows get smaller ones; without calibration rows there are none."""
+    folder, headline = _run(tmp_path, _with_calibration(_table(), 0.1))
+    p = pd.read_parquet(folder / "p_values.parquet")
+    assert list(p) == ["sample_id", "subject", "label", *(f"{name}_p_value" for name in DETECTORS)]
+    assert len(p) == 80
+    for name in DETECTORS:
+        values = p[f"{name}_p_value"]
+        assert values.between(1 / 3, 1).all()
+        assert values[p["label"] == 1].mean() < values[p["label"] == 0].mean()
+    rates = pd.read_parquet(folder / "false_positives.parquet")
+    assert set(rates["method"]) == {"conformal", "share"}
+    assert (rates["calibration_subjects"] == 2).all()
+    assert (rates.loc[rates["method"] == "conformal", "false_positives"] == 0).all()  # 1/3 is above every promised rate
+    share = rates[(rates["method"] == "share") & (rates["promised"] == 0.1)].set_index("detector")["false_positives"]
+    assert share["l1"] == pytest.approx(0.1, abs=0.12)
+    assert headline["forest_false_positives_at_5"] == 0
+    described = json.loads((folder / "conformal.json").read_text())
+    assert described["settings"] == {"conditions": ["angle_degrees"], "steps": 1000}
+    assert described["scores"]["forest"] == {"subjects": 2, "images": 20, "smallest_p": pytest.approx(1 / 3), "levelled": True}
+    for name in ("conformal.json", "conformal.safetensors", "p_values.parquet", "false_positives.parquet"):
+        assert not (finished[0] / name).exists()
+    assert not any("false_positives" in name for name in finished[1])
+
+
+def test_test_labels_influence_no_p_value(tmp_path: Path) -> None:
+    table = _with_calibration(_table(), 0.1)
+    first, _ = _run(tmp_path / "first", table)
+    rows = table["split"] == "test"
+    table.loc[rows, "label"] = np.random.default_rng(9).permutation(table.loc[rows, "label"])
+    second, _ = _run(tmp_path / "second", table)
+    before, after = (pd.read_parquet(f / "p_values.parquet").drop(columns="label") for f in (first, second))
+    pd.testing.assert_frame_equal(before, after, check_exact=True)
+
+
 def test_same_input_same_files(tmp_path: Path, finished: tuple[Path, dict[str, float]]) -> None:
     folder, headline = _run(tmp_path, _table())
     assert headline == finished[1]

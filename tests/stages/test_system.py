@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,11 @@ from normscape.networks.auxiliary import AuxiliaryNetwork
 from normscape.networks.controller import Controller
 from normscape.networks.discriminator import Discriminator
 from normscape.networks.generator import Generator, draw_latents
+from normscape.scoring.conformal import Calibration, Conformal
 from normscape.stages import prepare, project, score
 from normscape.stages.core import StageContext, folder_name, stage_keys
 from normscape.stages.system import ScoredSystem, write_package
+from normscape.tracking.package import signature
 from normscape.training.checkpoint import save_module
 from normscape.training.recorder import SilentRecorder
 from normscape.training.seeding import seeded
@@ -158,6 +161,34 @@ def test_a_package_scores_the_same_and_holds_no_other_file(run_folder: Path, sys
     assert packaged.score(images[:6], {"angle": conditions["angle"][:6]}) == system.score(
         images[:6], {"angle": conditions["angle"][:6]}
     )
+
+
+def test_p_values_come_with_healthy_subjects_and_only_with_them(run_folder: Path, system: ScoredSystem, tmp_path: Path) -> None:
+    """A run without calibration rows, as old packages are, has no p. With its file, in the run or the package, every image has
+    one: how often healthy subjects score as high. Projected with other steps, scores cannot be compared, and there is none."""
+    images, conditions, _ = projected(run_folder)
+    known = {"angle": conditions["angle"][:6]}
+    plain = system.score(images[:6], known)
+    assert "p_value" not in plain.column_names
+    assert system.healthy is None
+    folders = {p.name.rpartition("-")[0]: p for p in run_folder.iterdir() if p.is_dir()}
+    score = tmp_path / "score"
+    shutil.copytree(folders["score"], score)
+    healthy = np.random.default_rng(0).uniform(0, 1, 40)
+    one = Conformal.fit(healthy, np.repeat(np.arange(8), 5))
+    Calibration({"forest": one}, {"conditions": ["angle_degrees"], "steps": 5}).save(score / "conformal")
+    write_package(system.config, folders | {"score": score}, tmp_path / "package")
+    packaged = ScoredSystem.from_package(tmp_path / "package")
+    table = packaged.score(images[:6], known)
+    main = table["anomaly_score"].to_numpy()
+    assert np.array_equal(main, plain["anomaly_score"].to_numpy())
+    expected = (1 + (healthy[None] >= main[:, None]).sum(1) / 5) / 9
+    np.testing.assert_allclose(table["p_value"].to_numpy(), expected)
+    for there in (True, False):
+        outputs = signature(system.config, ["residual_l1"], ["forest"], p_values=there).outputs
+        assert ("p_value" in [column.name for column in outputs]) is there
+    other = ScoredSystem.from_package(tmp_path / "package", steps=4)
+    assert "p_value" not in other.score(images[:6], known).column_names
 
 
 IMAGE = np.zeros((2, 3, 8, 8), np.uint8)

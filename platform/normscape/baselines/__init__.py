@@ -73,6 +73,8 @@ class ImageDetector(Protocol):
 
 DETECTORS: dict[str, str] = {
     "autoencoder": "normscape.baselines.autoencoder:Autoencoder",
+    "conditional": "normscape.evaluation.conditional:ConditionalDetector",
+    "conditional_unsupervised": "normscape.evaluation.conditional:UnsupervisedConditionalDetector",
     "denoising": "normscape.baselines.denoising:DenoisingAutoencoder",
     "diffusion": "normscape.baselines.diffusion:Diffusion",
     "fae": "normscape.baselines.fae:FeatureAutoencoder",

@@ -116,6 +116,9 @@ class BrainsConfig(Section):
     """Ages, in years, that every identity is generated at; the oldest is compared with the youngest."""
     scans: PositiveInt = 2
     """Test scans that get anomaly maps, each as it is and with a drawn blot; the first one is shown rebuilt, too."""
+    calibration_scans: NonNegativeInt = 0
+    """Healthy scans of subjects in neither split, one a subject, that are mapped whole, so that `normscape score` can say how
+    often a healthy scan looks as abnormal: with n of them that p-value is at least 1 / (n + 1). 0: none."""
     steps: PositiveInt | None = None
     """Projection steps of a patch; `projection.steps`, at which the detectors were fitted, when empty. With fewer, residuals and
     scores are a little higher everywhere."""

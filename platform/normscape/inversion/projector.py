@@ -165,19 +165,27 @@ class Projector:
         parts = {name: self.space[name].whiten(styles[:, self.generator.subspace_slice(name)]) for name in self.free}
         return {name: u[:, None].repeat(1, layers, 1) for name, u in parts.items()}
 
-    def project(self, images: Tensor, values: Mapping[str, Tensor], masks: Tensor | None = None) -> Projection:
+    def project(
+        self,
+        images: Tensor,
+        values: Mapping[str, Tensor],
+        masks: Tensor | None = None,
+        *,
+        start: Mapping[str, Tensor] | None = None,
+    ) -> Projection:
         """Optimise the whitened coordinates of identity and `other`, one vector a resolution.
 
         Args:
             images: `(B, C, *S)` in [-1, 1].
             values: value attribute to known conditions `(B, D)` in the attribute's unit.
             masks: what counts, boolean or in [0, 1], `(B, 1, *S)`; everything when empty.
+            start: coordinates `(B, R, d)` to begin with; those of `start` when empty.
 
         Returns:
             The projection; its images keep the background that the generator gave them.
         """
         goal = self.goal(images, values, masks)
-        coordinates, steps = self.optimise(goal)
+        coordinates, steps = self.optimise(goal, start)
         with torch.no_grad():
             rebuilt = self.generator.synthesize(self.styles(coordinates, goal.encoded))
             residuals = self.residuals(goal.images, rebuilt, goal.target, values, goal.mask)
@@ -190,9 +198,10 @@ class Projector:
         values = {name: value.to(self.device) for name, value in values.items()}
         return Goal(images, values, self.encode(values), self.features(images), mask)
 
-    def optimise(self, goal: Goal) -> tuple[Coordinates, Tensor]:
+    def optimise(self, goal: Goal, start: Mapping[str, Tensor] | None = None) -> tuple[Coordinates, Tensor]:
         """Coordinates `(B, R, d)` and the steps that each sample took, `(B,)`; the search alone, no residuals."""
-        return descend(self.start(goal.images, goal.values), goal, self._objective, self.settings)
+        begin = self.start(goal.images, goal.values) if start is None else start
+        return descend(begin, goal, self._objective, self.settings)
 
     def _objective(self, coordinates: Coordinates, goal: Goal) -> tuple[Tensor, Tensor]:
         """Reconstruction loss and weighted length penalty, `(B,)` each."""

@@ -53,6 +53,7 @@ def build_scan_page(result: ScoredScan, affine: NDArray[np.float64]) -> Path:
         "name": result.scan.path.name,
         "facts": _facts(result),
         "notes": result.notes,
+        "p_values": [one.sentence for one in result.p_values],
         "overlay": data_uri(image_png(top)),
         "axial": data_uri(image_png(_picture(result, strips))),
         "peak": number(float(anomaly.max()), 2),
@@ -94,4 +95,5 @@ def _facts(result: ScoredScan) -> list[tuple[str, str]]:
         ("Threshold", f"{result.threshold:.2f}"),
         ("Regions above it", str(len(result.regions))),
     ]
+    facts += [(f"p, {one.about}", f"{one.p:.2g}, {one.subjects} healthy") for one in result.p_values]
     return facts

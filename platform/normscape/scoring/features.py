@@ -88,12 +88,9 @@ def feature_columns(
         DataError: the table lacks the lengths, a condition or the L1 residual.
     """
     lengths = [name for name in columns if name.startswith(LENGTH_PREFIX)]
-    conditions: list[str] = []
+    conditions = condition_names(columns, value_columns)
     missing = [] if lengths else [f"{LENGTH_PREFIX}<sub-space>/<resolution>"]
-    for value in value_columns:
-        found = [name for name in columns if name == value or re.fullmatch(rf"{re.escape(value)}_\d+", name)]
-        conditions += found
-        missing += [] if found else [value]
+    missing += [value for value in value_columns if not condition_names(columns, [value])]
     if L1_COLUMN not in columns:
         missing.append(L1_COLUMN)
     if missing:
@@ -102,6 +99,13 @@ def feature_columns(
     if features != "thesis":
         chosen += [name for name in columns if _is_residual(name, flat=features == "flat") and name != L1_COLUMN]
     return chosen
+
+
+def condition_names(columns: Sequence[str], value_columns: Sequence[str]) -> list[str]:
+    """Columns of the conditions, in the order of `value_columns`; a vector-valued one stands as `name_0`, `name_1`, ..."""
+    return [
+        name for value in value_columns for name in columns if name == value or re.fullmatch(rf"{re.escape(value)}_\d+", name)
+    ]
 
 
 def feature_sets(columns: Sequence[str]) -> list[FeatureSet]:

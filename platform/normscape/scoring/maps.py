@@ -9,6 +9,7 @@ that is known.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -64,6 +65,14 @@ class ValueReader(Protocol):
         """Values (B, D) of an attribute, in its unit, as its auxiliary network sees them in patches (B, 1, *S) in [-1, 1]."""
 
 
+@runtime_checkable
+class PValueGiver(Protocol):
+    """What says how often a healthy patch scores as high: a finished system that knows healthy subjects does."""
+
+    def p_values(self, scores: Tensor, values: Mapping[str, Tensor]) -> NDArray[np.float64] | None:
+        """p-values (B,) of scores (B,) under known conditions (B, D); None where no healthy subjects are known."""
+
+
 @dataclass(frozen=True)
 class ScanMaps:
     """What came of one scan, on the atlas's grid; (Z, Y, X), 0 outside the mask and where no patch lies.
@@ -76,6 +85,7 @@ class ScanMaps:
         excess: over what is usual at each voxel's place, in standard deviations; 0 everywhere where that is not known.
         covered: bool, the voxels of the brain that lie in a patch.
         patches: how many.
+        lowest_p: least p-value of a patch, taken by itself; NaN where none is known.
     """
 
     image: Volume
@@ -85,6 +95,7 @@ class ScanMaps:
     excess: Volume
     covered: NDArray[np.bool_]
     patches: int
+    lowest_p: float = math.nan
 
     @property
     def anomaly(self) -> Volume:
@@ -141,7 +152,7 @@ class _Blenders:
     def __init__(self, source: PatchSource, columns: Mapping[str, str], rater: PatchRater, batch_size: int) -> None:
         self.columns, self.rater, self.batch_size = columns, rater, batch_size
         self.rebuilt, self.score, self.residual, self.excess = (Blender(source.cohort.shape, source.side) for _ in range(4))
-        self.patches = 0
+        self.patches, self.lowest_p = 0, math.nan
 
     def add(self, source: PatchSource, rows: Tensor, progress: Callable[[int], None]) -> _Blenders:
         """Rate some patches of a scan and lay them down; `progress` hears how many were."""
@@ -149,7 +160,11 @@ class _Blenders:
         for part in rows.split(self.batch_size):
             if len(part):
                 images, masks = source.draw(part)[0], source.masks(part)
-                rated = self.rater.rate(images, {name: known[c][part] for name, c in self.columns.items()}, masks)
+                values = {name: known[c][part] for name, c in self.columns.items()}
+                rated = self.rater.rate(images, values, masks)
+                p = self.rater.p_values(rated.scores.cpu(), values) if isinstance(self.rater, PValueGiver) else None
+                if p is not None:
+                    self.lowest_p = float(np.fmin(self.lowest_p, p.min()))
                 centres = source.center[part.numpy()]
                 self.score.add(rated.scores, centres)
                 self.rebuilt.add(rated.images, centres)
@@ -177,7 +192,7 @@ class _Blenders:
         covered = torch.from_numpy(np.asarray(source.cohort.masks[scan]) > 0) & self.score.covered
         rebuilt, score, residual, excess = (torch.where(covered, part.result(), 0.0).numpy() for part in self._parts)
         image = unit_volume(source, scan)
-        return ScanMaps(image, rebuilt, score, residual, excess, covered.numpy(), self.patches)
+        return ScanMaps(image, rebuilt, score, residual, excess, covered.numpy(), self.patches, self.lowest_p)
 
 
 def scan_maps(

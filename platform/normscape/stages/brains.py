@@ -13,7 +13,8 @@ Writes, volumes as NIfTI on the atlas's grid:
 - `regions.parquet`: name, and the columns of `normscape.scoring.maps.REGION_SCHEMA`, above the anomaly map's threshold;
 - `generated.npy` uint8 (identities, ages, 1, H, W), `maps.npy` uint8 (maps, 5, 1, H, W): slices for the page, described in
   `slices.json`; the five are scan, reconstruction, anomaly, excess and blot;
-- with `brains.cases` also what `normscape.stages.cases` writes.
+- with `brains.calibration_scans` what `normscape.stages.scan_calibration` writes;
+- with `brains.cases` what `normscape.stages.cases` writes.
 
 A map that was finished before the stage was cut off is not made again.
 """
@@ -57,6 +58,7 @@ from normscape.stages.core import StageContext
 from normscape.stages.files import read_json, write_json
 from normscape.stages.prepare import open_prepared
 from normscape.stages.scan import scan_model
+from normscape.stages.scan_calibration import calibrate_scans, most_background, spread_by_age
 from normscape.stages.shards import written_aside
 from normscape.stages.system import ScoredSystem, projecting_with
 from normscape.training.seeding import seeded
@@ -98,8 +100,7 @@ class _Work:
 
     @property
     def max_background(self) -> float:
-        own = self.config.brains.max_background
-        return self.config.data.max_background if own is None else own
+        return most_background(self.config)
 
     def scans_of(self, split: str) -> list[int]:
         """Rows of the cohort whose subjects are of this split and whose age is known."""
@@ -121,6 +122,8 @@ def run(context: StageContext) -> dict[str, float]:
     system = ScoredSystem.load(projecting_with(config, config.brains.steps), context.inputs, context.device)
     work = _Work(context, system, samples.images, read_json(context.inputs["prepare"] / "split.json"))
     metrics = _generated(work) | _mapped(work)
+    if config.brains.calibration_scans:
+        metrics |= calibrate_scans(context, system, samples.images, work.scans_of("unused"))
     if config.brains.cases is not None:
         model = scan_model(system.config, system, system.threshold)
         map_cases(
@@ -234,7 +237,7 @@ def _mapped(work: _Work) -> dict[str, float]:
     """Anomaly maps of some test scans, each as it is and with the blot of (seed, scan)."""
     config, cohort, folder = work.config, work.source.cohort, work.context.folder
     (folder / "maps").mkdir(exist_ok=True)
-    chosen = _spread_by_age(work, config.brains.scans)
+    chosen = spread_by_age(work.source, work.scans_of("test"), config.brains.scans)
     about_maps: list[dict[str, Any]] = []
     tables: list[pa.Table] = []
     panels: list[list[NDArray[np.generic]]] = []
@@ -280,14 +283,6 @@ def _mapped(work: _Work) -> dict[str, float]:
     return _headline(about_maps)
 
 
-def _spread_by_age(work: _Work, count: int) -> list[int]:
-    """Test scans evenly spread over age, young and old among them."""
-    ages = work.source.cohort.subjects["age_years"].to_pylist()
-    scans = sorted(work.scans_of("test"), key=lambda scan: (ages[scan], scan))
-    places = (np.arange(min(count, len(scans))) + 0.5) / max(min(count, len(scans)), 1) * len(scans)
-    return [scans[int(place)] for place in places]
-
-
 def _finished_or_made(
     work: _Work, source: PatchSource, changed: PatchSource, number: int, count: int
 ) -> tuple[list[ScanMaps], float]:
@@ -296,7 +291,8 @@ def _finished_or_made(
     if path.exists():
         with np.load(path, allow_pickle=False) as kept:
             pair = [{field.name: kept[f"{form}/{field.name}"] for field in fields(ScanMaps)} for form in (0, 1)]
-            return [ScanMaps(**arrays | {"patches": int(arrays["patches"])}) for arrays in pair], float(kept["seconds"])
+            numbers = [{"patches": int(arrays["patches"]), "lowest_p": float(arrays["lowest_p"])} for arrays in pair]
+            return [ScanMaps(**a | n) for a, n in zip(pair, numbers, strict=True)], float(kept["seconds"])
     began = time.perf_counter()
     found = scan_maps(
         source,

@@ -131,7 +131,7 @@ STAGES: tuple[Stage, ...] = (
         version=4,
         module="normscape.stages.project",
     ),
-    Stage("score", ("scoring",), ("project",), version=2, module="normscape.stages.score"),
+    Stage("score", ("scoring",), ("project",), version=3, module="normscape.stages.score"),
     Stage(
         "brains",
         ("brains",),

@@ -37,8 +37,11 @@ from normscape.errors import DataError, UserError
 from normscape.preprocessing.atlas import LPS, Atlas, load_atlas
 from normscape.preprocessing.scan import MASK_NAME, T1_NAME, TRANSFORM_NAME, PreparedScan, prepare_scan
 from normscape.preprocessing.settings import PreprocessingSettings
+from normscape.scoring.conformal import Calibration
 from normscape.scoring.maps import PatchRater, ScanMaps, ValueReader, on_grid, regions, scan_maps
 from normscape.stages.files import read_json
+from normscape.stages.scan_calibration import PValue, most_background, p_values
+from normscape.stages.system import ScoredSystem
 
 MAP_NAME, SCORE_NAME = "anomaly_map.nii.gz", "score_map.nii.gz"
 RESIDUAL_NAME, EXCESS_NAME = "residual_map.nii.gz", "excess_map.nii.gz"
@@ -58,6 +61,8 @@ class ScanModel:
         atlas: at the spacing of the model.
         frame_mask: uint8 (Z, Y, X), the atlas mask from whose middle positions count.
         cohort: what the scans that the model learned from are called.
+        healthy_scans: scores of whole healthy scans; None where none are known.
+        patch_subjects: healthy subjects behind p-values of single patches; 0 where there are none.
     """
 
     config: Config
@@ -67,6 +72,8 @@ class ScanModel:
     atlas: Atlas
     frame_mask: NDArray[np.uint8]
     cohort: str
+    healthy_scans: Calibration | None = None
+    patch_subjects: int = 0
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,7 @@ class ScoredScan:
         regions: table of `REGION_SCHEMA`.
         threshold: of the anomaly map, above which regions lie.
         notes: what a reader should know, a sentence each.
+        p_values: how often a healthy subject looks as abnormal, as far as healthy subjects are known.
         folder: of the files.
     """
 
@@ -92,6 +100,7 @@ class ScoredScan:
     threshold: float
     folder: Path
     notes: tuple[str, ...] = field(default=())
+    p_values: tuple[PValue, ...] = field(default=())
 
 
 def scan_model(config: Config, rater: PatchRater, threshold: float, *, cohort_file: Path | None = None) -> ScanModel:
@@ -126,7 +135,12 @@ def scan_model(config: Config, rater: PatchRater, threshold: float, *, cohort_fi
         from normscape.datasets.simulated import atlas_template
 
         frame = atlas_template(spacing)[1]
-    return ScanModel(config, rater, threshold, settings, atlas, frame, str(described.get("name", "")))
+    known = rater.healthy.scores.values() if isinstance(rater, ScoredSystem) and rater.healthy is not None else ()
+    return ScanModel(
+        config, rater, threshold, settings, atlas, frame, str(described.get("name", "")),
+        healthy_scans=rater.healthy_scans if isinstance(rater, ScoredSystem) else None,
+        patch_subjects=max((one.subjects for one in known), default=0),
+    )  # fmt: skip
 
 
 def score_scan(
@@ -169,10 +183,7 @@ def score_scan(
     tell("preprocess", 1, 1)
     source = _patches(scan, prepared, model, folder)
     config = model.config
-    most = config.brains.max_background
-    grid = on_grid(
-        source, 0, stride=config.brains.stride, max_background=config.data.max_background if most is None else most
-    )  # fmt: skip
+    grid = on_grid(source, 0, stride=config.brains.stride, max_background=most_background(config))
     if not len(grid):
         raise DataError(f"{scan.path}: no patch with a side of {config.image_size} voxels holds enough of the brain")
     guessed = scan.age_years is None and age is not None
@@ -190,7 +201,8 @@ def score_scan(
     if guessed:
         notes = (f"The age was not given: {scan.age_years:.0f} years was read from the scan by the age network.", *notes)
     threshold = maps.anomaly_threshold(model.threshold)
-    return ScoredScan(scan, prepared, maps, mask, found, threshold, folder, notes)
+    p = p_values(maps, config, model.healthy_scans, model.patch_subjects)
+    return ScoredScan(scan, prepared, maps, mask, found, threshold, folder, notes, tuple(p))
 
 
 def _read_age(name: str, grid: PatchSource, model: ScanModel) -> float:
@@ -300,6 +312,7 @@ def describe(result: ScoredScan) -> dict[str, Any]:
         "regions": len(result.regions),
         "peak_scan_mm": [round(table[f"scan_peak_{axis}_mm"][0], 1) for axis in "xyz"] if len(result.regions) else None,
         "patches": result.maps.patches,
+        "p_values": [{"about": one.about, "p": round(one.p, 6), "subjects": one.subjects} for one in result.p_values],
         "notes": list(result.notes),
     }
 

@@ -13,6 +13,7 @@ to, and measured on, training rows that were brought to the level of unseen norm
 - `strata.parquet`: test AUROC by tercile of a blot's property: detector, property, tercile, from_value, to_value, rows,
   subjects, value, low, high;
 - `detectors.json`: features and threshold of each detector;
+- with calibration rows what `normscape.stages.calibration` writes: p-values, and whether their promise held;
 - `forest.skops` + `forest.json`, `grid.parquet`, `importance.parquet`; for every other forest `<detector>.skops` + `.json`,
   `grid-<detector>.parquet`, `importance-<detector>.parquet`; `l1.json`;
   `unsupervised.safetensors`; of brains `atlas.json`, a yardstick without a generator.
@@ -48,6 +49,7 @@ from normscape.scoring.features import (
 from normscape.scoring.forest import ForestDetector
 from normscape.scoring.levels import levelled_features
 from normscape.scoring.metrics import Metric, accuracy, auprc, auroc, bootstrap_by_subject, prevalence, roc_curve
+from normscape.stages.calibration import DetectorScores, calibrate
 from normscape.stages.core import StageContext
 
 _CHAIRS = {
@@ -107,7 +109,16 @@ def run(context: StageContext) -> dict[str, float]:
     _write_rows(context.folder / "roc.parquet", _roc_rows(table, scored), ROC_SCHEMA)
     _write_rows(context.folder / "strata.parquet", _strata_rows(table, scored, config.scoring, config.seed), STRATA_SCHEMA)
     _write_detectors(context.folder, scored)
-    return _headline(metrics, scored)
+    promised = calibrate(
+        table,
+        {name: DetectorScores(entry.score, entry.cv_score) for name, entry in scored.items()},
+        [a.column for a in config.value_attributes if a.column],
+        context.folder,
+        steps=config.projection.steps,
+        seed=_seed(config.seed),
+        resamples=config.scoring.bootstrap_samples,
+    )
+    return _headline(metrics, scored) | promised
 
 
 def _fit_all(table: Projections, context: StageContext) -> dict[str, _Scored]:

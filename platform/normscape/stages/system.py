@@ -27,13 +27,17 @@ from normscape.datasets.samples import to_uint8, to_unit_range
 from normscape.errors import CheckpointError, DataError, UserError
 from normscape.inversion.projector import Projection, Projector
 from normscape.networks.values import denormalize_value
+from normscape.scoring.conformal import Calibration
 from normscape.scoring.detectors import Array, Detector, TailDetector, ThresholdDetector
 from normscape.scoring.forest import ForestDetector
 from normscape.scoring.maps import Rated
+from normscape.stages.calibration import CONDITIONS, CONFORMAL_NAME, STEPS
 from normscape.stages.files import read_json
 from normscape.stages.models import load_projector
 from normscape.stages.status import stage_status
 
+SCANS_NAME = "scan_conformal"
+"""Files of stage `brains` that hold the scores of whole healthy scans."""
 MAIN_DETECTOR = "forest"
 """Its score is the anomaly score: the forest on the features that `scoring.features` names."""
 PARTS: dict[str, tuple[str, ...]] = {
@@ -42,9 +46,19 @@ PARTS: dict[str, tuple[str, ...]] = {
     "controllers": ("*.safetensors",),
     "latents": ("style_space.safetensors",),
     "normals": ("normals.safetensors",),
-    "score": ("*.skops", "forest*.json", "l1.json", "atlas.json", "unsupervised.safetensors", "detectors.json"),
+    "score": (
+        "*.skops",
+        "forest*.json",
+        "l1.json",
+        "atlas.json",
+        "unsupervised.safetensors",
+        "detectors.json",
+        f"{CONFORMAL_NAME}.*",
+    ),
 }
 """Stages whose folders make the system, as far as the experiment has them, and their files that belong to it."""
+EXTRAS: dict[str, tuple[str, ...]] = {"brains": (f"{SCANS_NAME}.*",)}
+"""Later stages whose files belong to the system, too, where they are there: it works without them."""
 _PERCEPTUAL = "perceptual"
 
 
@@ -64,6 +78,8 @@ class ScoredSystem:
         config: the experiment.
         projector: generator, controllers, style space and everything else that projects.
         detectors: the fitted detectors that lie in the score stage's folder, by name; `forest` and `l1` among them.
+        healthy: scores of healthy images that nothing was fitted to, for p-values; None where a run has none.
+        healthy_scans: the same of whole scans; None where none were mapped.
 
     Example:
         >>> system = ScoredSystem.from_run(Path("runs/chairs-demo"))  # doctest: +SKIP
@@ -73,6 +89,8 @@ class ScoredSystem:
     config: Config
     projector: Projector
     detectors: Mapping[str, FittedDetector]
+    healthy: Calibration | None = None
+    healthy_scans: Calibration | None = None
 
     @classmethod
     def load(cls, config: Config, folders: Mapping[str, Path], device: torch.device) -> ScoredSystem:
@@ -80,14 +98,16 @@ class ScoredSystem:
 
         Args:
             config: the experiment.
-            folders: the finished folders of the stages in `PARTS`, by name.
+            folders: the finished folders of the stages in `PARTS` and maybe `EXTRAS`, by name.
             device: where to compute.
 
         Raises:
             CheckpointError: weights are missing, damaged, or of other networks.
             DataError: a detector's file is missing or damaged.
         """
-        return cls(config, load_projector(config, folders, device), load_detectors(folders["score"]))
+        healthy = Calibration.load(folders["score"] / CONFORMAL_NAME)
+        scans = Calibration.load(folders["brains"] / SCANS_NAME) if "brains" in folders else None
+        return cls(config, load_projector(config, folders, device), load_detectors(folders["score"]), healthy, scans)
 
     @classmethod
     def from_run(cls, run_folder: Path, device: torch.device | None = None, *, steps: int | None = None) -> ScoredSystem:
@@ -119,7 +139,7 @@ class ScoredSystem:
         if weights:
             projection = config.projection.model_copy(update={"perceptual_path": weights[0]})
             config = config.model_copy(update={"projection": projection})
-        folders = {stage: folder / stage for stage in PARTS}
+        folders = {stage: folder / stage for stage in (*PARTS, *EXTRAS)}
         return cls.load(projecting_with(config, steps), folders, device or torch.device("cpu"))
 
     @property
@@ -149,8 +169,9 @@ class ScoredSystem:
             reconstructions: add the column `reconstruction`.
 
         Returns:
-            A table of N rows: `anomaly_score` (higher is more abnormal), `anomalous` (0 or 1), `<detector>_score`, columns of
-            the conditions, `length/<sub-space>/<resolution>` (whitened), `residual_*` (of images in [-1, 1]), and
+            A table of N rows: `anomaly_score` (higher is more abnormal), `anomalous` (0 or 1), `p_value` where healthy images
+            are known (`normscape.scoring.conformal`), `<detector>_score`, columns of the conditions,
+            `length/<sub-space>/<resolution>` (whitened), `residual_*` (of images in [-1, 1]), and
             `reconstruction` (uint8, C x S values in a row).
 
         Raises:
@@ -196,12 +217,27 @@ class ScoredSystem:
         network = self.projector.auxiliaries[name]
         return denormalize_value(network.attribute, network(images.to(self.projector.device))).cpu()
 
+    def p_values(self, scores: Tensor, values: Mapping[str, Tensor]) -> Array | None:
+        """p of anomaly scores `(B,)` under known conditions `(B, D)`, `(B,)`.
+
+        None where no healthy images are known, or where those were projected with another number of steps. At most 5 % of the
+        images of new healthy subjects have a p of at most 5 %, see `normscape.scoring.conformal`.
+        """
+        if self.healthy is None or self.healthy.settings.get(STEPS) != self.config.projection.steps:
+            return None
+        columns = condition_columns(self.config, values)
+        names = self.healthy.settings.get(CONDITIONS, [])
+        known = np.stack([columns[name] for name in names], axis=1) if names else np.zeros((len(scores), 0))
+        return self.healthy.scores[MAIN_DETECTOR].p_value(scores.numpy(), known.astype(np.float64))
+
     def _batch(self, images: Tensor, values: Mapping[str, Tensor], masks: Tensor | None, reconstructions: bool) -> pa.Table:
         projection = self.projector.project(images, values, masks)
         columns = condition_columns(self.config, values) | projection_columns(self.projector, projection)
         scores = {name: fitted.detector.decision_function(_matrix(columns, fitted)) for name, fitted in self.detectors.items()}
         main = scores[MAIN_DETECTOR]
         table: dict[str, Any] = {"anomaly_score": main, "anomalous": (main > self.threshold).astype(np.int64)}
+        p = self.p_values(torch.from_numpy(main), values)
+        table |= {} if p is None else {"p_value": p}
         table |= {f"{name}_score": score for name, score in scores.items()} | columns
         if reconstructions:
             flat = to_uint8(projection.images).cpu().flatten(1).numpy()
@@ -272,7 +308,7 @@ def load_detectors(folder: Path) -> dict[str, FittedDetector]:
 
 
 def finished_folders(config: Config, run_folder: Path) -> dict[str, Path]:
-    """The finished folders of a run, by stage.
+    """The finished folders of a run, by stage; all of `PARTS`, and others as far as there are any.
 
     Raises:
         UserError: one that the system needs is not finished under this configuration.
@@ -290,16 +326,16 @@ def write_package(config: Config, folders: Mapping[str, Path], destination: Path
 
     Args:
         config: the experiment.
-        folders: the finished folders of the stages in `PARTS`.
+        folders: the finished folders of the stages in `PARTS`, and maybe `EXTRAS`.
         destination: made here.
     """
     destination.mkdir(parents=True)
     (destination / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
     if config.data.root is not None:  # how its scans were prepared: a new one has to be, too
         shutil.copyfile(config.data.root / COHORT_NAME, destination / COHORT_NAME)
-    for stage in filter(folders.__contains__, PARTS):
-        (destination / stage).mkdir()
+    for stage in filter(folders.__contains__, (*PARTS, *EXTRAS)):
         for path in _files(folders, stage):
+            (destination / stage).mkdir(exist_ok=True)
             shutil.copyfile(path, destination / stage / path.name)
     weights = config.projection.perceptual_path
     if weights is not None:
@@ -310,7 +346,7 @@ def write_package(config: Config, folders: Mapping[str, Path], destination: Path
 def system_digest(folders: Mapping[str, Path]) -> str:
     """Digest of a system's files and of the scores that it gave: two trainings of one configuration differ."""
     found = hashlib.sha256()
-    for stage in filter(folders.__contains__, PARTS):
+    for stage in filter(folders.__contains__, (*PARTS, *EXTRAS)):
         for path in _files(folders, stage):
             found.update(f"{stage}/{path.name}".encode())
             found.update(path.read_bytes())
@@ -320,7 +356,7 @@ def system_digest(folders: Mapping[str, Path]) -> str:
 
 def _files(folders: Mapping[str, Path], stage: str) -> list[Path]:
     """A stage's files that belong to the system, sorted."""
-    return sorted({path for pattern in PARTS[stage] for path in folders[stage].glob(pattern)})
+    return sorted({path for pattern in (PARTS | EXTRAS)[stage] for path in folders[stage].glob(pattern)})
 
 
 def _matrix(columns: Mapping[str, NDArray[np.float32]], fitted: FittedDetector) -> Array:

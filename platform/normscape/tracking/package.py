@@ -18,6 +18,8 @@ import normscape
 from normscape.config import Config
 from normscape.datasets.samples import to_uint8
 from normscape.networks.generator import draw_latents
+from normscape.scoring.conformal import Calibration
+from normscape.stages.calibration import CONFORMAL_NAME
 from normscape.stages.models import load_generator
 from normscape.stages.system import MAIN_DETECTOR, load_detectors, write_package
 from normscape.training.seeding import seeded
@@ -92,13 +94,14 @@ def log_package(config: Config, folder: Path, columns: Sequence[str], tags: Mapp
     import mlflow
 
     system = folder / SYSTEM
+    calibrated = Calibration.load(system / "score" / CONFORMAL_NAME) is not None
     return mlflow.pyfunc.log_model(
         name="system",
         python_model=str(Path(__file__).with_name("served_model.py")),
         artifacts={"system": str(system), "test_scores": str(folder / TEST_SCORES), "card": str(folder / CARD)},
         code_paths=[str(Path(normscape.__file__).parent)],
         pip_requirements=requirements(config),
-        signature=signature(config, columns, load_detectors(system / "score")),
+        signature=signature(config, columns, load_detectors(system / "score"), p_values=calibrated),
         input_example=input_example(config, system / "gan"),
         metadata={"normscape_version": normscape.__version__},
         tags=dict(tags),
@@ -119,13 +122,14 @@ def write_test_scores(score: Path, path: Path) -> None:
     pq.write_table(pa.table(columns | {"anomaly_score": test[f"{MAIN_DETECTOR}_score"]}), path)
 
 
-def signature(config: Config, columns: Sequence[str], detectors: Iterable[str]) -> ModelSignature:
+def signature(config: Config, columns: Sequence[str], detectors: Iterable[str], *, p_values: bool) -> ModelSignature:
     """Named tensors in, a table out; see `served_model`.
 
     Args:
         config: the experiment.
         columns: that a projection gives.
         detectors: names of the detectors.
+        p_values: whether the system gives them.
     """
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
@@ -137,6 +141,8 @@ def signature(config: Config, columns: Sequence[str], detectors: Iterable[str]) 
     inputs += [TensorSpec(np.dtype(np.float64), (-1, a.output_dim), a.column) for a in config.value_attributes]
     measured = [name for name in columns if name.startswith(("length/", "residual_"))]
     outputs: list[ColSpec | TensorSpec] = [ColSpec(DataType.double, "anomaly_score"), ColSpec(DataType.long, "anomalous")]
+    if p_values:
+        outputs.append(ColSpec(DataType.double, "p_value"))
     outputs += [ColSpec(DataType.double, f"{name}_score") for name in detectors]
     outputs += [ColSpec(DataType.float, name) for name in measured]
     params = ParamSchema([ParamSpec("reconstructions", DataType.boolean, False)])

@@ -1,0 +1,180 @@
+"""Projected training images, and what is usual among the normal ones: the features of the conditional detectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.model_selection import GroupKFold
+from torch import Tensor
+
+from normscape.baselines import Training
+from normscape.datasets.batches import ImageBatch
+from normscape.errors import DataError
+from normscape.evaluation.inverting import Inverted, Inverter, Parts
+from normscape.scoring.conditions import Array
+from normscape.scoring.density import StyleDensity
+from normscape.scoring.expected import LEVEL_PREFIX, Levels
+from normscape.training.seeding import seeded
+
+FOLDS = 5
+"""Folds by subject in which training images are compared with what is usual among the others."""
+LEAST_NORMAL = 4
+"""Normal images that can say what is usual."""
+
+Columns = dict[str, Array]
+Chooser = Callable[[Sequence[str]], list[str]]
+"""Columns of projected images to those that are levelled."""
+
+
+@dataclass(frozen=True)
+class Usual:
+    """What is usual among normal images under their conditions.
+
+    Attributes:
+        density: of their styles; None where it is left out.
+        levels: of their columns; None where they are left out.
+        levelled: those columns, in order.
+    """
+
+    density: StyleDensity | None
+    levels: Levels | None
+    levelled: tuple[str, ...]
+
+    @classmethod
+    def fit(cls, normal: Inverted, levelled: Sequence[str], parts: Parts, resolutions: tuple[int, ...], *, seed: int) -> Self:
+        """Learn from normal images.
+
+        Args:
+            normal: the images.
+            levelled: columns to level.
+            parts: which of density and levels are wanted.
+            resolutions: of the coordinates.
+            seed: of the regressions' bases.
+        """
+        density = levels = None
+        if parts.density:
+            density = StyleDensity.fit(normal.coordinates, normal.conditions, resolutions, seed=seed)
+        if parts.levels:
+            levels = Levels.fit(matrix(normal.columns, levelled), normal.conditions, seed=seed)
+        return cls(density, levels, tuple(levelled))
+
+    def columns(self, images: Inverted) -> Columns:
+        """`density/...` and `level/...` of images, (B,) each, as far as they are wanted."""
+        found: Columns = {}
+        if self.density is not None:
+            found |= self.density.columns(images.coordinates, images.conditions)
+        if self.levels is not None:
+            z = self.levels.z(matrix(images.columns, self.levelled), images.conditions)
+            found |= {f"{LEVEL_PREFIX}{name}": z[:, place] for place, name in enumerate(self.levelled)}
+        return found
+
+
+@dataclass(frozen=True)
+class Learned:
+    """Training images as a detector sees them.
+
+    Attributes:
+        columns: of the N images, (N,) each.
+        label: 0 normal, 1 with an anomaly, (N,).
+        subject: whose image each is, (N,).
+    """
+
+    columns: Columns
+    label: NDArray[np.int64]
+    subject: NDArray[np.str_]
+
+
+class ConditionalFeatures:
+    """Features of images by projection, learned from training images.
+
+    Args:
+        parts: what to do.
+    """
+
+    inverter_: Inverter
+    usual_: Usual
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        self._latest: tuple[ImageBatch, Inverted, Columns] | None = None
+
+    def fit(self, training: Training, *, anomalies: bool, levelled: Chooser) -> Learned:
+        """Project training images, and learn what is usual among the normal ones.
+
+        An image's own density and levels are those of folds that its subject is not in: else normal images, which took part in
+        the fit, would look more usual than any new one, and a forest would learn just that.
+
+        Args:
+            training: what there is to learn from.
+            anomalies: put a synthetic anomaly into every second image.
+            levelled: which columns are compared with what is usual.
+
+        Raises:
+            ConfigError: the settings do not fit the experiment.
+            DataError: the experiment was not run, or too few normal images or subjects to learn from.
+        """
+        images, label, rows = self._projected(training, anomalies=anomalies)
+        subject = training.healthy.subject[rows.numpy()]
+        folds = min(FOLDS, len(np.unique(subject)))
+        if folds < 2:
+            raise DataError("a conditional detector needs images of at least two training subjects")
+        chosen = levelled(list(images.columns))
+
+        def usual(normal: NDArray[np.intp]) -> Usual:
+            if len(normal) < LEAST_NORMAL:
+                raise DataError(
+                    f"a conditional detector needs more training images: a fold of {len(label)} has {len(normal)} normal"
+                )
+            return Usual.fit(images.rows(normal), chosen, self.parts, self.inverter_.resolutions, seed=training.seed)
+
+        self.usual_, self._latest = usual(np.flatnonzero(label == 0)), None
+        columns = dict(images.columns)
+        for others, own in GroupKFold(folds).split(label, groups=subject):
+            for name, values in usual(others[label[others] == 0]).columns(images.rows(own)).items():
+                columns.setdefault(name, np.empty(len(label)))[own] = values
+        return Learned(columns, label, subject)
+
+    def _projected(self, training: Training, *, anomalies: bool) -> tuple[Inverted, NDArray[np.int64], Tensor]:
+        """Training images, every second one with an anomaly where that is asked for: projected, their labels and rows."""
+        wanted = training.config.projection.train_samples if self.parts.images is None else self.parts.images
+        rows = training.healthy.random_rows(min(training.images, wanted), seeded(training.seed, "conditional", "images"))
+        parts = rows.split(training.config.projection.batch_size)
+        known = [training.healthy.batch(part).conditions for part in parts]
+        pool = {name: torch.cat([conditions[name] for conditions in known]) for name in known[0]}
+        self.inverter_ = Inverter(
+            training.config, training.folders, self.parts, pool, seed=training.seed, device=training.device
+        )  # fmt: skip
+        found, labels, done = [], [], 0
+        for part in parts:
+            batch = training.healthy.batch(part)
+            label = torch.zeros(len(part), dtype=torch.int64)
+            odd = ((torch.arange(len(part)) + done) % 2).nonzero().squeeze(1)
+            if anomalies and len(odd):
+                drawn = training.anomalous(batch.rows(odd), part[odd])
+                batch = batch.with_images(batch.images.index_copy(0, odd, drawn.images))
+                label[odd] = (drawn.masks.flatten(1).amax(1) > 0).long()  # a family may find no place for an anomaly
+            found.append(self.inverter_.invert(batch).without_maps())
+            labels.append(label)
+            done += len(part)
+            training.progress(done, len(rows))
+        return Inverted.together(found), torch.cat(labels).numpy(), rows
+
+    def of(self, batch: ImageBatch) -> tuple[Inverted, Columns]:
+        """Projected images and all their columns, (B,) each.
+
+        The latest batch is kept: its scores and its maps are asked for one after the other.
+        """
+        if self._latest is None or self._latest[0] is not batch:
+            images = self.inverter_.invert(batch)
+            self._latest = batch, images, images.columns | self.usual_.columns(images)
+        return self._latest[1], self._latest[2]
+
+
+def matrix(columns: Mapping[str, Array], names: Sequence[str]) -> Array:
+    """Columns side by side, (N, len(names))."""
+    return np.stack([columns[name] for name in names], axis=1)
