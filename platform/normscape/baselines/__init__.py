@@ -71,7 +71,15 @@ class ImageDetector(Protocol):
         """Where: float32 (B, 1, *S), higher is more abnormal, 0 outside the masks; None where the detector cannot tell."""
 
 
-DETECTORS: dict[str, str] = {}
+DETECTORS: dict[str, str] = {
+    "atlas": "normscape.baselines.atlas:AtlasDetector",
+    "deviation": "normscape.baselines.deviation:DeviationDetector",
+    "intensity": "normscape.baselines.intensity:IntensityDetector",
+    "neighbours": "normscape.baselines.neighbours:NeighboursDetector",
+    "padim": "normscape.baselines.padim:PadimDetector",
+    "patchcore": "normscape.baselines.patchcore:PatchCoreDetector",
+    "pca": "normscape.baselines.pca:PcaDetector",
+}
 """Built-in detectors: name to `module:Class`."""
 
 
