@@ -22,6 +22,8 @@ from normscape.baselines.residuals import as_scores
 from normscape.datasets.batches import ImageBatch
 from normscape.losses.masked import resampled
 
+LEAST_SHARE = 0.01
+"""Least standard deviation of a channel, as a share of the mean over all: some are always 0 on normal images."""
 _TINY = 1e-6
 
 
@@ -78,7 +80,8 @@ class NeighboursDetector:
             for name, parts in known.items():
                 parts.append(batch.conditions[name].to(training.device))
         found = torch.cat(values)
-        self.mean_, self.deviation_ = found.mean(0), found.std(0, correction=0).clamp(min=_TINY)
+        deviation = found.std(0, correction=0)
+        self.mean_, self.deviation_ = found.mean(0), deviation.clamp(min=max(LEAST_SHARE * float(deviation.mean()), _TINY))
         features = (found - self.mean_) / self.deviation_
         self.bank_ = Bank(features, {name: torch.cat(parts) for name, parts in known.items()}, radius)
         return self
