@@ -20,7 +20,7 @@ from normscape.datasets.samples import SampleSet, StoredImages, load_samples, to
 from normscape.networks.auxiliary import AuxiliaryNetwork
 from normscape.training.checkpoint import save_module
 
-SUBJECTS, EACH, SIDE = 6, 32, 8
+SUBJECTS, EACH = 6, 32
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,14 @@ class World:
         return replace(self, training=replace(self.training, **changes))
 
 
-def turning_pictures() -> SampleSet:
+def turning_pictures(side: int) -> SampleSet:
     """A slope that turns with the angle, under noise: six subjects, 32 angles each."""
     random = torch.Generator().manual_seed(0)
     degrees = torch.linspace(0, 90, EACH).repeat(SUBJECTS)
-    slope = torch.linspace(-0.5, 0.5, SIDE)
+    slope = torch.linspace(-0.5, 0.5, side)
     angle = torch.deg2rad(degrees).view(-1, 1, 1, 1)
     smooth = angle.cos() * slope[:, None] + angle.sin() * slope
-    images = smooth.expand(-1, 3, -1, -1) + 0.15 * torch.randn(len(degrees), 3, SIDE, SIDE, generator=random)
+    images = smooth.expand(-1, 3, -1, -1) + 0.15 * torch.randn(len(degrees), 3, side, side, generator=random)
     return SampleSet(
         images=StoredImages(to_uint8(images)),
         subject=torch.arange(SUBJECTS).repeat_interleave(EACH),
@@ -58,13 +58,13 @@ def world(
     toy_brain_config: Callable[..., Config],
     prepared_cohort: Callable[..., PreparedCohort],
     tmp_path: Path,
-) -> Callable[[str], World]:
-    """Makes `pictures` or `brains`, with an identity network of random weights in the folder `auxiliary`."""
+) -> Callable[..., World]:
+    """Makes `pictures` of a side or `brains`, with an identity network of random weights in the folder `auxiliary`."""
 
-    def make(kind: str) -> World:
+    def make(kind: str, side: int = 8) -> World:
         if kind == "pictures":
             config, scene = toy_config(), Scene(dims=2, spacing_mm=None)
-            samples = turning_pictures()
+            samples = turning_pictures(side)
         else:
             data = {"root": str(prepared_cohort().folder), "patches_per_subject": EACH}
             config, scene = toy_brain_config(data=data), Scene(dims=3, spacing_mm=2.0)
@@ -95,14 +95,15 @@ def world(
     return make
 
 
-def blocks(batch: ImageBatch, value: float = 1.0) -> AnomalyBatch:
-    """One block of constant intensity in every image, in the middle, inside the mask."""
+def blocks(batch: ImageBatch, first: int | None = None) -> AnomalyBatch:
+    """One white block of half the side in every image, from this place on or in the middle, inside the mask."""
     inside = torch.zeros_like(batch.images[:, :1])
     side = inside.shape[-1]
-    inside[(..., *(slice(side // 4, 3 * side // 4),) * (inside.ndim - 2))] = 1.0
+    start = side // 4 if first is None else first
+    inside[(..., *(slice(start, start + side // 2),) * (inside.ndim - 2))] = 1.0
     if batch.masks is not None:
         inside = inside * batch.masks
-    images = torch.where(inside > 0, value, batch.images)
+    images = torch.where(inside > 0, 1.0, batch.images)
     ones = torch.ones(len(batch))
     return AnomalyBatch(images, inside, ones, ones)
 
@@ -110,7 +111,7 @@ def blocks(batch: ImageBatch, value: float = 1.0) -> AnomalyBatch:
 @pytest.fixture
 def with_blocks() -> Callable[..., ImageBatch]:
     """Draws `blocks` into a batch."""
-    return lambda batch, value=1.0: batch.with_images(blocks(batch, value).images)
+    return lambda batch, first=None: batch.with_images(blocks(batch, first).images)
 
 
 @pytest.fixture

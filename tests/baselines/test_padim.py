@@ -18,7 +18,7 @@ def regularised(scatters: list[np.ndarray], count: int) -> np.ndarray:
     return REGULARISATION * np.trace(pooled) / len(pooled) * np.eye(len(pooled))
 
 
-def test_pictures_against_numpy(world: Callable[[str], Any]) -> None:
+def test_pictures_against_numpy(world: Callable[..., Any]) -> None:
     """A Gaussian a cell; score and map from the worst and from all of them."""
     here = world("pictures")
     detector = PadimDetector(layers=(2,), dimensions=6, shrinkage=0).fit(here.training)
@@ -40,7 +40,7 @@ def test_pictures_against_numpy(world: Callable[[str], Any]) -> None:
     np.testing.assert_allclose(found.flatten(1).amax(1), expected.max(1), rtol=0.5)
 
 
-def test_brains_against_numpy(world: Callable[[str], Any]) -> None:
+def test_brains_against_numpy(world: Callable[..., Any]) -> None:
     """A Gaussian a cube: of all cells of the brain that fall into it, whichever patch they come from."""
     here = world("brains")
     detector = PadimDetector(layers=(2,), dimensions=4, shrinkage=0, cube_mm=9.0).fit(here.training)
@@ -66,7 +66,7 @@ def test_brains_against_numpy(world: Callable[[str], Any]) -> None:
         np.testing.assert_allclose(distance[inside & (where == cube)], expected, rtol=2e-3)
 
 
-def test_rare_places_lean_on_the_rest(world: Callable[[str], Any]) -> None:
+def test_rare_places_lean_on_the_rest(world: Callable[..., Any]) -> None:
     """Where nothing was seen, mean and covariance are those over all places."""
     detector = PadimDetector(layers=(2,), dimensions=4, cube_mm=9.0, shrinkage=5.0).fit(world("brains").training)
     field = detector.field_
@@ -79,7 +79,7 @@ def test_rare_places_lean_on_the_rest(world: Callable[[str], Any]) -> None:
     assert float(covariance[0].trace()) > 0.3 * float(covariance[seen].diagonal(dim1=1, dim2=2).sum(1).mean())
 
 
-def test_positions_and_their_shuffle(world: Callable[[str], Any]) -> None:
+def test_positions_and_their_shuffle(world: Callable[..., Any]) -> None:
     """Features of a place spread less than those of places mixed at random."""
     here = world("brains")
 

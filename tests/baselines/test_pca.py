@@ -42,7 +42,7 @@ class LowRank:
 
 
 @pytest.fixture
-def flat(world: Callable[[str], Any]) -> Any:
+def flat(world: Callable[..., Any]) -> Any:
     """A world of such pictures; more than one batch."""
     here = world("pictures")
     source = LowRank(torch.randn(COUNT, RANK, generator=torch.Generator().manual_seed(8)))
@@ -79,13 +79,13 @@ def test_components_of_batches_are_those_of_all(flat: Any) -> None:
     np.testing.assert_allclose(shared, 1.0, atol=1e-4)
 
 
-def test_never_more_components_than_images(world: Callable[[str], Any]) -> None:
+def test_never_more_components_than_images(world: Callable[..., Any]) -> None:
     """Twelve images have at most twelve components, whatever is asked for."""
     here = world("brains").changed(images=12)
     assert PcaDetector().fit(here.training).components_.shape == (12, 512)
 
 
-def test_positions_help(world: Callable[[str], Any]) -> None:
+def test_positions_help(world: Callable[..., Any]) -> None:
     """Patches of a place are rebuilt better when the place is known."""
     here = world("brains")
     batch = here.others.batch(torch.arange(0, 64, 2))

@@ -13,7 +13,7 @@ from normscape.datasets.patches import PatchSource
 from normscape.scoring.maps import unit_volume
 
 
-def test_pixels_of_patches_on_the_atlas(world: Callable[[str], Any]) -> None:
+def test_pixels_of_patches_on_the_atlas(world: Callable[..., Any]) -> None:
     """What a patch shows is what its scan shows at the patch's places."""
     training = world("brains").training
     source = training.healthy.samples.images
@@ -31,7 +31,7 @@ def test_pixels_of_patches_on_the_atlas(world: Callable[[str], Any]) -> None:
         torch.testing.assert_close(volume[place][mask[0]], image[0][mask[0]])
 
 
-def test_pixels_of_pictures_lie_on_each_other(world: Callable[[str], Any]) -> None:
+def test_pixels_of_pictures_lie_on_each_other(world: Callable[..., Any]) -> None:
     training = world("pictures").training
     grid = Grid.of(training)
     places = grid.places(training.healthy.batch(torch.arange(3)))
@@ -40,7 +40,7 @@ def test_pixels_of_pictures_lie_on_each_other(world: Callable[[str], Any]) -> No
     assert Grid.of(world("brains").training, positions=False).shape == (8, 8, 8)
 
 
-def test_cells_of_patches(world: Callable[[str], Any]) -> None:
+def test_cells_of_patches(world: Callable[..., Any]) -> None:
     """A cell as large as a voxel lies where the voxel lies; eight cells lie around the middle."""
     training = world("brains").training
     source, frame = training.healthy.samples.images, position_frame(training)
@@ -58,7 +58,7 @@ def test_cells_of_patches(world: Callable[[str], Any]) -> None:
     torch.testing.assert_close(cell_positions(position, frame, 8, (1, 1, 1))[:, 0], position)
 
 
-def test_training_batches(world: Callable[[str], Any]) -> None:
+def test_training_batches(world: Callable[..., Any]) -> None:
     """All drawn rows once: the same for the same seed and purpose, with their own conditions."""
     training = world("brains").changed(images=50).training
     rows = drawn_rows(training, "here")
@@ -73,7 +73,7 @@ def test_training_batches(world: Callable[[str], Any]) -> None:
     assert not torch.equal(drawn_rows(training, "there"), rows)
 
 
-def test_shuffled_conditions(world: Callable[[str], Any]) -> None:
+def test_shuffled_conditions(world: Callable[..., Any]) -> None:
     """Every image gets the values of another, all of one; none is lost; images stay."""
     training = world("brains").training
     rows = drawn_rows(training, "here")

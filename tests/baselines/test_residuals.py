@@ -22,15 +22,18 @@ def test_against_loops(dims: int, side: int) -> None:
         mean, share = local_means(x, side, counts)
         deviation, _ = local_deviation(x, side, counts)
         for place in np.ndindex(*shape):
-            box = tuple(slice(max(0, p - side // 2), max(0, p - side // 2 + side)) for p in place)
+            apart = torch.stack([(torch.arange(5) - p).abs().view([-1 if i == j else 1 for j in range(dims)]).expand(shape)
+                                 for i, p in enumerate(place)])  # fmt: skip
+            weight = ((apart < side / 2).double() + 0.5 * (apart == side / 2)).prod(0)
             for b in range(2):
-                inside = torch.ones_like(x[b, 0][box], dtype=torch.bool) if counts is None else counts[b, 0][box]
+                inside = weight if counts is None else weight * counts[b, 0]
                 assert share[(b, 0, *place)] == pytest.approx(float(inside.sum()) / side**dims)
                 if bool(inside.any()):
-                    values = x[(b, slice(None), *box)][:, inside]
-                    torch.testing.assert_close(mean[(b, slice(None), *place)], values.mean(1))
-                    expected = values.var(1, correction=0).mean().sqrt()
-                    torch.testing.assert_close(deviation[(b, 0, *place)], expected, atol=1e-3, rtol=1e-3)
+                    values, inside = x[b].double().flatten(1), (inside / inside.sum()).flatten()
+                    expected = values @ inside
+                    torch.testing.assert_close(mean[(b, slice(None), *place)].double(), expected, atol=1e-5, rtol=1e-5)
+                    variance = ((values - expected[:, None]).square() @ inside).mean()
+                    torch.testing.assert_close(deviation[(b, 0, *place)].double(), variance.sqrt(), atol=1e-3, rtol=1e-3)
 
 
 def test_the_worst_neighbourhood() -> None:
@@ -67,3 +70,4 @@ def test_sides() -> None:
     assert neighbourhood_side(6.0, brain, 16) == 3
     assert neighbourhood_side(0.2, brain, 16) == 1
     assert neighbourhood_side(99.0, picture, 16) == 16
+    assert neighbourhood_side(None, brain, 16, scale=0.75) == neighbourhood_side(None, picture, 32, scale=0.75) == 3

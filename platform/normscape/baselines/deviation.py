@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Literal, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from normscape.baselines import Scores, Training
@@ -16,12 +17,12 @@ from normscape.baselines.places import training_batches
 from normscape.baselines.residuals import as_scores, local_deviation, neighbourhood_side, positive_width
 from normscape.datasets.batches import ImageBatch
 from normscape.datasets.samples import to_uint8
-from normscape.losses.masked import QUIET, worst
+from normscape.losses.masked import INSIDE, QUIET, worst
 
+SCALE = 0.75
+"""Neighbourhoods are smaller than those of other detectors: one that reaches over an anomaly's edge is not flat."""
 BACKGROUND_LEVELS = 4
 """Levels of 255 by which a pixel of the background may differ from its colour."""
-LEAST_SHARE = 0.1
-"""Neighbourhoods with less to show are not on the map: a few pixels look flat by chance."""
 
 
 class DeviationDetector:
@@ -31,7 +32,8 @@ class DeviationDetector:
     count.
 
     Args:
-        width: of a neighbourhood in mm, or in pixels where there is no such scale; None: 8 mm, or an eighth of the side.
+        width: of a neighbourhood in mm, or in pixels where there is no such scale; None: three
+            quarters of what other detectors take, 6 mm.
 
     Attributes:
         background_: most frequent intensity of each channel `(C,)`; None where images have masks.
@@ -50,7 +52,7 @@ class DeviationDetector:
         counts = torch.zeros(training.healthy.shape[0], 256, dtype=torch.int64)
         self.background_ = None
         self.device_ = training.device
-        self.side_ = neighbourhood_side(self.width, training.scene, training.healthy.shape[-1])
+        self.side_ = neighbourhood_side(self.width, training.scene, training.healthy.shape[-1], scale=SCALE)
         for batch in training_batches(training, "deviation"):
             if batch.masks is not None:
                 training.progress(1, 1)
@@ -61,14 +63,17 @@ class DeviationDetector:
         return self
 
     def decision_function(self, batch: ImageBatch) -> Scores:
-        """Flatness of the flattest neighbourhood of which at least half counts, `(B,)`."""
+        """Flatness of the flattest neighbourhood of which more than half counts, `(B,)`."""
         flatness, share, _ = self._rate(batch)
         return as_scores(worst(flatness.flatten(1), share.flatten(1)))
 
     def anomaly_map(self, batch: ImageBatch) -> Tensor:
-        """Flatness around each place, `(B, 1, *S)`; 0 in the background."""
+        """Flatness of the flattest neighbourhood that each place lies in and of which more than half counts, `(B, 1, *S)`; 0 in
+        the background."""
         flatness, share, counts = self._rate(batch)
-        return (flatness * (share >= LEAST_SHARE) * counts).cpu()
+        largest, reach = (F.max_pool2d if flatness.ndim == 4 else F.max_pool3d), self.side_ // 2
+        found: Tensor = largest(flatness * (share > INSIDE), 2 * reach + 1, stride=1, padding=reach)
+        return (found * counts).cpu()
 
     def _rate(self, batch: ImageBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Flatness, share of the neighbourhood that counts, and what counts, `(B, 1, *S)` each."""

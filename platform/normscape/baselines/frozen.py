@@ -21,6 +21,8 @@ from normscape.training.checkpoint import load_module
 Kind = Literal["auxiliary", "efficientnet_lite0"]
 MAPS: dict[str, int] = {"auxiliary": 5, "efficientnet_lite0": len(Efficientnet.TAPS)}
 """How many maps each network has, from fine to coarse: the stem and four stages; four taps."""
+EFFICIENTNET_SIDE = 16
+"""Least side of an image of which EfficientNet's last tap is left something."""
 
 
 def check_features(kind: str, layers: Sequence[int]) -> tuple[int, ...]:
@@ -54,7 +56,7 @@ class FrozenFeatures:
     def maps(self, batch: ImageBatch) -> list[Tensor]:
         """Feature maps `(B, C_l, *S_l)`, from fine to coarse.
 
-        What lies outside the mask becomes 0, the mean of the noise that stands there: it must not change what is said of the rest.
+        What lies outside the mask becomes 0, the mean of the noise there: it must not change what is said of the rest.
         """
         images = batch.images if batch.masks is None else batch.images * batch.masks
         with torch.no_grad():
@@ -117,11 +119,13 @@ def load_features(kind: Kind, layers: tuple[int, ...], training: Training) -> Fr
                 "features: efficientnet_lite0 sees 2D images of 3 channels only, "
                 f"found dims {config.dims}, image_channels {config.image_channels}; use `features: auxiliary`"
             )
+        if min(training.healthy.shape[1:]) < EFFICIENTNET_SIDE:
+            raise DataError(f"features: efficientnet_lite0 needs images of at least {EFFICIENTNET_SIDE} pixels a side")
         return FrozenFeatures(Efficientnet().to(training.device), layers, training.device)
     if "auxiliary" not in training.folders:
         raise DataError(
-            "features: auxiliary are those of the experiment's own identity network, which is not there: run the experiment first "
-            "(`normscape run CONFIG`)"
+            "features: auxiliary are those of the experiment's own identity network, which is not there: "
+            "run the experiment first (`normscape run CONFIG`)"
         )
     attribute = config.attributes[0]
     network = AuxiliaryNetwork.from_config(attribute, config)

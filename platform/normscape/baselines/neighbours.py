@@ -93,7 +93,7 @@ class NeighboursDetector:
         distance, _ = self.bank_.nearest(queries, conditions, min(self.neighbours, len(self.bank_)))
         return as_scores(distance.mean(1))
 
-    def anomaly_map(self, batch: ImageBatch) -> None:
+    def anomaly_map(self, batch: ImageBatch) -> Tensor | None:
         """One vector an image does not tell where."""
         return None
 

@@ -178,7 +178,7 @@ class _Sums:
         self.yy += (y.square() * inside).sum(0)
 
     def solve(self, kept: int, pseudo: float) -> tuple[Tensor, Tensor]:
-        """Coefficients of the first `kept` columns `(kept, C, places)`, and the deviation from what they predict `(C, places)`."""
+        """Coefficients of the first columns `(kept, C, places)`, and the deviation from what they predict `(C, places)`."""
         overall = self.xy[0].sum(1) / self.xx[0, 0].sum()
         left = self.xx.permute(2, 0, 1) + pseudo * torch.eye(len(self.xx), dtype=self.xx.dtype, device=self.xx.device)
         right = self.xy.permute(2, 0, 1).clone()

@@ -1,9 +1,9 @@
 """PaDiM: a Gaussian of frozen features at each place (Defard et al. 2021).
 
-Feature maps of several layers are joined on the grid of the finest, a random part of the channels is kept, and at each place their
-mean and covariance over normal images are estimated. The score of a place is its Mahalanobis distance. In pictures a place is a
-cell of the map, as in the paper. Patches of brains lie anywhere, so there a place is a cube of the atlas, with all feature cells
-that fall into it; few may, so mean and covariance lean on those of all places.
+Feature maps of several layers are joined on the grid of the finest, a random part of the channels is kept, and at each place
+their mean and covariance over normal images are estimated. The score of a place is its Mahalanobis distance. In pictures a place
+is a cell of the map, as in the paper. Patches of brains lie anywhere, so there a place is a cube of the atlas, with all feature
+cells that fall into it; few may, so mean and covariance lean on those of all places.
 
 The paper adds 0.01 to the diagonal of every covariance; here it is 0.01 times the mean variance of the features, whose scale
 depends on the network.

@@ -1,9 +1,9 @@
 """PatchCore: distance of frozen features to a memory bank of normal ones (Roth et al. 2022).
 
-Features of normal images, averaged over 3x3 (3x3x3) cells, are thinned out to a coreset by greedy k-centre selection under a random
-projection. The score of a cell is the distance to its nearest neighbour in the bank; that of an image is its worst cell's, weighed
-down where this neighbour is itself a rare one (equation 7 of the paper). Beyond the paper, neighbours have to come from nearby
-places of the brain, where positions are known, and may have to come from like ages or angles (`match`).
+Features of normal images, averaged over 3x3 (3x3x3) cells, are thinned out to a coreset by greedy k-centre selection under a
+random projection. The score of a cell is the distance to its nearest neighbour in the bank; that of an image is its worst cell's,
+weighed down where this neighbour is itself a rare one (equation 7 of the paper). Beyond the paper, neighbours have to come from
+nearby places of the brain, where positions are known, and may have to come from like ages or angles (`match`).
 """
 
 from __future__ import annotations

@@ -17,16 +17,17 @@ WIDTH_SHARE = 8
 _TINY = 1e-6
 
 
-def neighbourhood_side(width: float | None, scene: Scene, side: int) -> int:
+def neighbourhood_side(width: float | None, scene: Scene, side: int, *, scale: float = 1.0) -> int:
     """Side of a neighbourhood in pixels (voxels), from 1 to the image's.
 
     Args:
         width: in mm, or in pixels where images have no such scale; None: 8 mm, or an eighth of the side and at least 2 pixels.
         scene: what a voxel measures.
         side: of the images.
+        scale: factor of the width where it is None.
     """
     if width is None:
-        width = max(2.0, side / WIDTH_SHARE) if scene.spacing_mm is None else WIDTH_MM
+        width = max(2.0, scale * side / WIDTH_SHARE) if scene.spacing_mm is None else scale * WIDTH_MM
     return min(max(round(width / (scene.spacing_mm or 1.0)), 1), side)
 
 
@@ -46,7 +47,7 @@ def local_means(x: Tensor, side: int, mask: Tensor | None) -> tuple[Tensor, Tens
 
     Args:
         x: `(B, C, *S)`; what lies outside the mask does not count.
-        side: of a neighbourhood. An even one reaches one place further back than ahead.
+        side: of a neighbourhood, which lies evenly around its place: of an even side, the outermost places count half.
         mask: bool `(B, 1, *S)`; everything counts when None.
 
     Returns:
@@ -54,10 +55,10 @@ def local_means(x: Tensor, side: int, mask: Tensor | None) -> tuple[Tensor, Tens
     """
     pool = F.avg_pool2d if x.ndim == 4 else F.avg_pool3d
     inside = torch.ones_like(x[:, :1]) if mask is None else mask.to(x.dtype)
-    kept = (..., *(slice(0, length) for length in x.shape[2:]))
 
     def around(values: Tensor) -> Tensor:
-        return pool(values, side, stride=1, padding=side // 2)[kept]
+        found: Tensor = pool(values, side, stride=1, padding=side // 2)
+        return found if side % 2 else pool(found, 2, stride=1)
 
     share = around(inside)
     return around(x * inside) / share.clamp(min=_TINY), share
@@ -78,7 +79,7 @@ def rated_neighbourhoods(difference: Tensor, side: int, mask: Tensor | None) -> 
     """The length of the mean difference around every place, and the largest.
 
     Differences of opposite sign cancel within a neighbourhood; over the channels the mean's root mean square is taken, so that a
-    foreign colour counts whole. For the largest, at least half of a neighbourhood has to count, or as much as there is.
+    foreign colour counts whole. For the largest, more than half of a neighbourhood has to count, or as much as there is.
 
     Args:
         difference: `(B, C, *S)`.
