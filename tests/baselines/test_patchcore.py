@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from normscape.baselines import nearest
-from normscape.baselines.frozen import Cells
+from normscape.baselines.frozen import Cells, _averaged
 from normscape.baselines.nearest import Bank
 from normscape.baselines.patchcore import AVERAGE, PatchCoreDetector, coreset
 from normscape.baselines.places import cell_positions, drawn_rows, position_frame
@@ -78,6 +78,14 @@ def test_rare_neighbours_weigh_the_score_down(world: Callable[..., Any]) -> None
         around = np.argsort(np.linalg.norm(bank - bank[nearest_one], axis=1))[:4]
         weight = 1 - np.exp(apart[cell, nearest_one]) / np.exp(apart[cell, around]).sum()
         assert weighed.decision_function(batch)[i] == pytest.approx(weight * score[i], rel=1e-3)
+
+
+def test_averages_of_small_maps() -> None:
+    """Over what there is: a map of two places a side has one average, that of all; larger ones lose nothing at their border."""
+    small = torch.rand(2, 3, 2, 2, 2, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(_averaged(small, 3), small.mean((2, 3, 4), keepdim=True).expand_as(small))
+    row = torch.tensor([[[[1.0, 2.0, 6.0]] * 3]])
+    torch.testing.assert_close(_averaged(row, 3)[0, 0], torch.tensor([[1.5, 3.0, 4.0]] * 3))
 
 
 def test_greedy_choice() -> None:

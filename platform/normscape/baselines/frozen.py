@@ -72,9 +72,8 @@ class FrozenFeatures:
         """
         maps = self.maps(batch)
         sides = tuple(maps[0].shape[2:])
-        pool = F.avg_pool2d if len(sides) == 2 else F.avg_pool3d
         if average > 1:
-            maps = [pool(x, average, stride=1, padding=average // 2, count_include_pad=False) for x in maps]
+            maps = [_averaged(x, average) for x in maps]
         mode = "bilinear" if len(sides) == 2 else "trilinear"
         fine = [x if x.shape[2:] == sides else F.interpolate(x, size=sides, mode=mode, align_corners=False) for x in maps]
         share = None if batch.masks is None else resampled(batch.masks.to(self.device), sides)
@@ -98,6 +97,14 @@ class Cells:
         coarse = values.view(-1, 1, *self.sides)
         fine = F.interpolate(coarse, size=batch.images.shape[2:], mode=mode, align_corners=False).cpu().float()
         return fine if batch.masks is None else fine * batch.masks
+
+
+def _averaged(x: Tensor, side: int) -> Tensor:
+    """The mean over each cell's neighbourhood of this odd side, as far as it lies in the map; the map may be smaller."""
+    pool, reach = (F.avg_pool2d if x.ndim == 4 else F.avg_pool3d), (side // 2,) * (2 * (x.ndim - 2))
+    inside = F.pad(torch.ones_like(x[:1, :1]), reach)
+    found: Tensor = pool(F.pad(x, reach), side, stride=1) / pool(inside, side, stride=1)
+    return found
 
 
 def load_features(kind: Kind, layers: tuple[int, ...], training: Training) -> FrozenFeatures:
