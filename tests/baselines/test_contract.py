@@ -145,6 +145,7 @@ def test_progress_ends_at_its_end(name: str, world: Callable[..., Any]) -> None:
         ("padim", {"features": "vgg"}, "auxiliary, efficientnet_lite0"),
         ("padim", {"layers": [5]}, "0 to 4"),
         ("patchcore", {"match": {"angle": 0}}, "above 0"),
+        ("patchcore", {"average": 2}, "odd"),
         ("pca", {"components": 0}, "at least 1"),
         ("pca", {"colour": "red"}, "does not take these settings"),
     ],

@@ -12,7 +12,7 @@ import torch
 from normscape.baselines import nearest
 from normscape.baselines.frozen import Cells, _averaged
 from normscape.baselines.nearest import Bank
-from normscape.baselines.patchcore import AVERAGE, PatchCoreDetector, coreset
+from normscape.baselines.patchcore import PatchCoreDetector, coreset
 from normscape.baselines.places import cell_positions, drawn_rows, position_frame
 
 
@@ -24,12 +24,12 @@ def brute_force(queries: np.ndarray, bank: np.ndarray) -> np.ndarray:
 def test_all_cells_in_the_bank_give_exact_nearest_neighbours(world: Callable[..., Any]) -> None:
     """Pictures: the score is the largest distance to the nearest cell of any training image."""
     here = world("pictures").changed(images=20)
-    detector = PatchCoreDetector(layers=(2,), candidates=10**6, bank=10**6, neighbours=1).fit(here.training)
+    detector = PatchCoreDetector(layers=(2,), candidates=10**6, bank=10**6, neighbours=1, average=3).fit(here.training)
     rows = drawn_rows(here.training, "patchcore")
-    normal = detector.network_.cells(here.training.healthy.batch(rows), average=AVERAGE).values.flatten(0, 1).double().numpy()
+    normal = detector.network_.cells(here.training.healthy.batch(rows), average=3).values.flatten(0, 1).double().numpy()
     assert len(detector.bank_) == 20 * 16
     batch = here.others.batch(torch.arange(6))
-    query = detector.network_.cells(batch, average=AVERAGE).values.double().numpy()
+    query = detector.network_.cells(batch, average=3).values.double().numpy()
     expected = np.stack([brute_force(image, normal) for image in query])
     np.testing.assert_allclose(detector.decision_function(batch), expected.max(1), rtol=1e-4)
     same = here.training.healthy.batch(rows[:4])
@@ -39,12 +39,12 @@ def test_all_cells_in_the_bank_give_exact_nearest_neighbours(world: Callable[...
 def test_neighbours_come_from_nearby_places(world: Callable[..., Any]) -> None:
     """Brains: the nearest of the cells within 12 mm of the own place; of cells more than half in the brain."""
     here = world("brains").changed(images=30)
-    settings: dict[str, Any] = {"candidates": 10**6, "bank": 10**6, "neighbours": 1, "match": {"position": 12.0}}
+    settings: dict[str, Any] = {"candidates": 10**6, "bank": 10**6, "neighbours": 1, "average": 3, "match": {"position": 12.0}}
     detector = PatchCoreDetector(layers=(2,), **settings).fit(here.training)
     frame = position_frame(here.training)
 
     def cells(batch: Any) -> tuple[Cells, np.ndarray]:
-        found = detector.network_.cells(batch, average=AVERAGE)
+        found = detector.network_.cells(batch, average=3)
         return found, cell_positions(batch.conditions["position"], frame, 8, found.sides).double().numpy()
 
     normal, places = cells(here.training.healthy.batch(drawn_rows(here.training, "patchcore")))
@@ -65,11 +65,11 @@ def test_neighbours_come_from_nearby_places(world: Callable[..., Any]) -> None:
 def test_rare_neighbours_weigh_the_score_down(world: Callable[..., Any]) -> None:
     """Equation 7 of the paper, by hand."""
     here = world("pictures").changed(images=20)
-    settings: dict[str, Any] = {"candidates": 10**6, "bank": 10**6}
+    settings: dict[str, Any] = {"candidates": 10**6, "bank": 10**6, "average": 3}
     plain, weighed = (PatchCoreDetector(layers=(2,), neighbours=k, **settings).fit(here.training) for k in (1, 4))
     batch = here.others.batch(torch.arange(5))
     bank = weighed.bank_.features.double().numpy()
-    query = weighed.network_.cells(batch, average=AVERAGE).values.double().numpy()
+    query = weighed.network_.cells(batch, average=3).values.double().numpy()
     score = plain.decision_function(batch)
     for i, image in enumerate(query):
         apart = np.linalg.norm(bank[None] - image[:, None], axis=2)

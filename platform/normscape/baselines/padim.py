@@ -5,8 +5,9 @@ their mean and covariance over normal images are estimated. The score of a place
 is a cell of the map, as in the paper. Patches of brains lie anywhere, so there a place is a cube of the atlas, with all feature
 cells that fall into it; few may, so mean and covariance lean on those of all places.
 
-The paper adds 0.01 to the diagonal of every covariance; here it is 0.01 times the mean variance of the features, whose scale
-depends on the network.
+The paper takes the first three of four stages, of networks for images several times as large; here it is the stem and the first
+stage, unless a setting says otherwise. The paper adds 0.01 to the diagonal of every covariance; here it is 0.01 times the mean
+variance of the features, whose scale depends on the network.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class PadimDetector:
         self,
         *,
         features: Kind = "auxiliary",
-        layers: Sequence[int] = (1, 2, 3),
+        layers: Sequence[int] = (0, 1),
         dimensions: int = 64,
         position: Position = "known",
         cube_mm: float = 12.0,

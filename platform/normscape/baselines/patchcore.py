@@ -1,6 +1,6 @@
 """PatchCore: distance of frozen features to a memory bank of normal ones (Roth et al. 2022).
 
-Features of normal images, averaged over 3x3 (3x3x3) cells, are thinned out to a coreset by greedy k-centre selection under a
+Features of normal images, each averaged over its neighbours, are thinned out to a coreset by greedy k-centre selection under a
 random projection. The score of a cell is the distance to its nearest neighbour in the bank; that of an image is its worst cell's,
 weighed down where this neighbour is itself a rare one (equation 7 of the paper). Beyond the paper, neighbours have to come from
 nearby places of the brain, where positions are known, and may have to come from like ages or angles (`match`).
@@ -24,9 +24,6 @@ from normscape.datasets.batches import ImageBatch
 from normscape.losses.masked import INSIDE, worst
 from normscape.training.seeding import seeded
 
-AVERAGE = 3
-"""Side of the neighbourhood over which features are averaged, in cells."""
-
 
 class PatchCoreDetector:
     """Score: the largest distance of a cell's features to the bank.
@@ -37,6 +34,8 @@ class PatchCoreDetector:
         candidates: cells of normal images, drawn at random, from which the bank is chosen.
         bank: cells in the bank.
         projection: dimensions of the random projection under which they are chosen.
+        average: side of the neighbourhood over which features are averaged, in cells, odd; 1 to leave them as they
+            are.
         neighbours: of the nearest one that tell how rare it is; 1 to leave its rareness out.
         match: condition to the largest distance, in its unit, at which normal images count as alike; None: the position within
             20 mm, where it is known. `{}` compares with all.
@@ -57,6 +56,7 @@ class PatchCoreDetector:
         candidates: int = 50_000,
         bank: int = 5_000,
         projection: int = 32,
+        average: int = 3,
         neighbours: int = 9,
         match: Mapping[str, float] | None = None,
         shuffled: bool = False,
@@ -66,9 +66,12 @@ class PatchCoreDetector:
                 "candidates, bank, projection and neighbours must be at least 1, "
                 f"found {candidates}, {bank}, {projection}, {neighbours}"
             )
+        if average < 1 or average % 2 == 0:
+            raise ValueError(f"average must be odd, found {average}")
         check_match(match)
         self.features, self.layers = features, check_features(features, layers)
         self.candidates, self.bank, self.projection, self.neighbours = candidates, bank, projection, neighbours
+        self.average = average
         self.match, self.shuffled = match, shuffled
 
     def fit(self, training: Training) -> Self:
@@ -89,7 +92,7 @@ class PatchCoreDetector:
         values: list[Tensor] = []
         known: dict[str, list[Tensor]] = {name: [] for name in radius}
         for batch in training_batches(training, "patchcore", shuffled=self.shuffled):
-            cells = self.network_.cells(batch, average=AVERAGE)
+            cells = self.network_.cells(batch, average=self.average)
             conditions = self._conditions(batch, cells, tuple(radius))
             counts = torch.arange(cells.values.shape[0] * cells.values.shape[1])
             if cells.share is not None:
@@ -124,7 +127,7 @@ class PatchCoreDetector:
 
     def _distances(self, batch: ImageBatch) -> tuple[Cells, Tensor, Tensor]:
         """Cells, their distance to the nearest neighbour `(B, cells)`, and its place in the bank."""
-        cells = self.network_.cells(batch, average=AVERAGE)
+        cells = self.network_.cells(batch, average=self.average)
         conditions = self._conditions(batch, cells, tuple(self.bank_.radius))
         distance, index = self.bank_.nearest(cells.values.flatten(0, 1), conditions, 1)
         shape = cells.values.shape[:2]
