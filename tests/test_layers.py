@@ -64,7 +64,7 @@ LAYERS: dict[str, int] = {
 EDGES = ("ray", "mlflow")  # only from `distributed` and `tracking` upwards
 DATA_EDGES = ("SimpleITK", "nibabel", "trimesh", "embreex", "h5py")  # never in PURE, and nowhere at import time
 PURE = ("networks", "losses", "training", "inversion")
-CORE = (*PURE, "scoring", "stages", "datasets", "benchmark", "evaluation")
+CORE = (*PURE, "scoring", "stages", "datasets", "benchmark", "baselines", "evaluation")
 
 
 def _module_files() -> dict[str, Path]:

@@ -52,7 +52,10 @@ class Training:
 
 
 class ImageDetector(Protocol):
-    """Tells abnormal images from normal ones; attributes ending in `_` exist after `fit`."""
+    """Tells abnormal images from normal ones; attributes ending in `_` exist after `fit`.
+
+    One that reads `Training.folders` names the stages whose folders they are in an attribute `stages`.
+    """
 
     supervision: Literal["none", "synthetic"]
     """Whether `fit` sees synthetic anomalies."""
@@ -72,14 +75,21 @@ class ImageDetector(Protocol):
 
 
 DETECTORS: dict[str, str] = {
+    "atlas": "normscape.baselines.atlas:AtlasDetector",
     "autoencoder": "normscape.baselines.autoencoder:Autoencoder",
     "conditional": "normscape.evaluation.conditional:ConditionalDetector",
     "conditional_unsupervised": "normscape.evaluation.conditional:UnsupervisedConditionalDetector",
     "denoising": "normscape.baselines.denoising:DenoisingAutoencoder",
+    "deviation": "normscape.baselines.deviation:DeviationDetector",
     "diffusion": "normscape.baselines.diffusion:Diffusion",
     "fae": "normscape.baselines.fae:FeatureAutoencoder",
     "fanogan": "normscape.baselines.fanogan:FastAnoGan",
     "ganomaly": "normscape.baselines.ganomaly:Ganomaly",
+    "intensity": "normscape.baselines.intensity:IntensityDetector",
+    "neighbours": "normscape.baselines.neighbours:NeighboursDetector",
+    "padim": "normscape.baselines.padim:PadimDetector",
+    "patchcore": "normscape.baselines.patchcore:PatchCoreDetector",
+    "pca": "normscape.baselines.pca:PcaDetector",
     "supervised": "normscape.baselines.supervised:Supervised",
     "vae": "normscape.baselines.vae:VariationalAutoencoder",
 }

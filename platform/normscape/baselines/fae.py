@@ -114,6 +114,7 @@ class FeatureAutoencoder:
     """
 
     supervision: Literal["none", "synthetic"] = "none"
+    stages = ("auxiliary",)
 
     def __init__(
         self,
