@@ -22,6 +22,7 @@ from normscape.evaluation import usual
 from normscape.evaluation.conditional import ConditionalDetector, UnsupervisedConditionalDetector
 from normscape.evaluation.inverting import Inverted, Inverter, Parts, suspected
 from normscape.evaluation.usual import ConditionalFeatures
+from normscape.inversion.projector import Projector
 from normscape.stages import normals
 from normscape.stages.core import StageContext
 from normscape.stages.prepare import open_samples
@@ -307,11 +308,11 @@ def test_normal_images_do_not_look_more_usual_because_they_took_part(chairs: Tra
         def __init__(self, *arguments: Any, **options: Any) -> None:
             self.random = np.random.default_rng(0)
 
-        def invert(self, batch: ImageBatch) -> Inverted:
+        def invert_without_maps(self, batch: ImageBatch) -> Inverted:
             n = len(batch)
             columns = {"residual_l1": self.random.lognormal(size=n)}
             known = batch.conditions["angle"].double().numpy()
-            return Inverted(columns, {"other": self.random.normal(size=(n, 1, 30))}, known, torch.zeros(n, 1, 8, 8), None)
+            return Inverted(columns, {"other": self.random.normal(size=(n, 1, 30))}, known, torch.zeros(n, 0), None)
 
     monkeypatch.setattr(usual, "Inverter", Noise)
     samples = chairs.healthy.samples
@@ -349,3 +350,36 @@ def test_patches_under_masks(brains: Training) -> None:
     ).invert(batch)
     np.testing.assert_allclose(one.columns["age_years"], batch.conditions["age"][:, 0])
     assert np.ptp(one.columns["position_mm_0"]) == 0
+
+
+def test_what_one_detector_projected_another_does_not(chairs: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Same scores bit for bit, with and without keeping; other settings, and other seeds of several starts, share nothing."""
+    batch = chairs.healthy.batch(torch.arange(12))
+    plain = load_detector(PluginConfig(name="conditional")).fit(chairs).decision_function(batch)
+    keeping = replace(chairs, kept=tmp_path / "kept")
+    first = load_detector(PluginConfig(name="conditional")).fit(keeping)
+    assert np.array_equal(first.decision_function(batch), plain)
+
+    projected: list[int] = []
+    project = Projector.project
+
+    def counted(self: Projector, images: torch.Tensor, *rest: Any, **more: Any) -> Any:
+        projected.append(len(images))
+        return project(self, images, *rest, **more)
+
+    monkeypatch.setattr(Projector, "project", counted)
+    again = load_detector(PluginConfig(name="conditional", settings={"density": False})).fit(keeping)
+    assert not projected  # densities come after the projection
+    whole = load_detector(PluginConfig(name="conditional")).fit(keeping)
+    assert np.array_equal(whole.decision_function(batch), plain)
+    assert not projected
+    assert again.anomaly_map(batch).shape == (12, 1, 8, 8)  # type: ignore[union-attr]
+    assert sum(projected) == 12  # maps are not kept
+    projected.clear()
+    load_detector(PluginConfig(name="conditional", settings={"steps": 2})).fit(keeping)
+    assert sum(projected) == len(chairs.healthy)
+    for seed in (1, 2):
+        projected.clear()
+        several = PluginConfig(name="conditional", settings={"inversions": 2})
+        load_detector(several).fit(replace(keeping, seed=seed))
+        assert projected

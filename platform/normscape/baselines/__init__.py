@@ -49,6 +49,8 @@ class Training:
     """Finished folders of the experiment's stages, by name; empty for an experiment that was not run."""
     progress: Callable[[int, int], None]
     """Called with (done, in all)."""
+    kept: Path | None = None
+    """Folder for results that other detectors and seeds can use again; nothing is kept when None."""
 
 
 class ImageDetector(Protocol):

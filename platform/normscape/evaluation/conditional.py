@@ -17,7 +17,7 @@ from torch import Tensor
 
 from normscape.baselines import Scores, Training
 from normscape.datasets.batches import ImageBatch
-from normscape.evaluation.inverting import MASKED_PREFIX, SPREAD_PREFIX, Inverted, Parts
+from normscape.evaluation.inverting import MASKED_PREFIX, SPREAD_PREFIX, STAGES, Inverted, Parts
 from normscape.evaluation.usual import ConditionalFeatures, matrix
 from normscape.scoring.density import DENSITY_PREFIX
 from normscape.scoring.evidence import EvidenceDetector
@@ -25,9 +25,6 @@ from normscape.scoring.expected import LEVEL_PREFIX
 from normscape.scoring.features import LENGTH_PREFIX, condition_names, evidence_columns, feature_columns
 from normscape.scoring.forest import ForestDetector
 from normscape.scoring.maps import EXCESS_HALF
-
-STAGES = ("auxiliary", "gan", "controllers", "latents", "normals")
-"""Finished stages that both read."""
 
 
 class ConditionalDetector:
@@ -74,11 +71,12 @@ class ConditionalDetector:
 
     def decision_function(self, batch: ImageBatch) -> Scores:
         """Probabilities of anomalous (B,)."""
-        return self.forest_.decision_function(matrix(self.features.of(batch)[1], self.columns_))
+        return self.forest_.decision_function(matrix(self.features.columns(batch), self.columns_))
 
     def anomaly_map(self, batch: ImageBatch) -> Tensor:
         """See `place_scores`."""
-        return place_scores(self.decision_function(batch), self.features.of(batch)[0])
+        images, columns = self.features.of(batch)
+        return place_scores(self.forest_.decision_function(matrix(columns, self.columns_)), images)
 
 
 class UnsupervisedConditionalDetector:
@@ -117,11 +115,12 @@ class UnsupervisedConditionalDetector:
 
     def decision_function(self, batch: ImageBatch) -> Scores:
         """Summed evidence (B,), at least 0."""
-        return self.evidence_.decision_function(matrix(self.features.of(batch)[1], self.columns_))
+        return self.evidence_.decision_function(matrix(self.features.columns(batch), self.columns_))
 
     def anomaly_map(self, batch: ImageBatch) -> Tensor:
         """See `place_scores`."""
-        return place_scores(self.decision_function(batch), self.features.of(batch)[0])
+        images, columns = self.features.of(batch)
+        return place_scores(self.evidence_.decision_function(matrix(columns, self.columns_)), images)
 
 
 def place_scores(scores: Scores, images: Inverted) -> Tensor:

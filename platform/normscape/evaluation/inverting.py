@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from normscape.config import Config
+from normscape.configio import digest, section_digest
 from normscape.datasets.batches import ImageBatch
 from normscape.datasets.samples import to_uint8, to_unit_range
 from normscape.errors import ConfigError, DataError
+from normscape.evaluation.kept import Kept
 from normscape.inversion.projector import Projection, Projector
 from normscape.losses.masked import as_mask, weighted_mean
 from normscape.scoring.conditions import Array
@@ -31,6 +34,11 @@ SUSPECT = 0.05
 START_NOISE = 0.5
 """Standard deviation by which further starts differ from the first, in whitened units."""
 BOTH, NONE, SHUFFLED = "both", "none", "shuffled"
+STAGES = ("auxiliary", "gan", "controllers", "latents", "normals")
+"""Finished stages that are read, as far as the experiment has them."""
+_HERE = Path(__file__).resolve()
+_CODE = (_HERE, *sorted((_HERE.parents[1] / "inversion").glob("*.py")))
+"""What projects: a change of it makes kept results useless."""
 _OF_DISCRIMINATOR = re.compile(r"(residual_|masked/|spread/)discriminator")
 _OF_AUXILIARY = re.compile(r"(residual_|masked/|spread/)(output|condition)_")
 _SAME_FOR_EVERY_RECONSTRUCTION = re.compile(rf"{RESIDUAL_PREFIX}(atlas|conditions|encoded|condition)_")
@@ -128,7 +136,7 @@ class Inverted:
     """Projected images.
 
     Attributes:
-        columns: conditions, `length/...`, `residual_...`, `masked/...` and `spread/...`, (B,) each.
+        columns: conditions, `length/...`, `residual_...`, `masked/...` and `spread/...`, (B,) each, sorted by name.
         coordinates: free sub-space to whitened coordinates (B, R, d), of the first start.
         conditions: as they were known, side by side, (B, D).
         residual: RMS over the channels of the mean difference in the 3-voxel neighbourhood, float32 (B, 1, *S).
@@ -150,7 +158,22 @@ class Inverted:
 
     def without_maps(self) -> Inverted:
         """The same, but for the maps, which take most of the memory."""
-        return replace(self, residual=self.residual[:, :0], excess=None)
+        return replace(self, residual=torch.zeros(len(self.residual), 0), excess=None)
+
+    def arrays(self) -> dict[str, Array]:
+        """All but the maps, by name."""
+        columns = {f"columns/{name}": column for name, column in self.columns.items()}
+        return columns | {f"coordinates/{name}": u for name, u in self.coordinates.items()} | {"conditions": self.conditions}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, Array]) -> Inverted:
+        """What `arrays` gave; there are no maps."""
+
+        def part(kind: str) -> dict[str, Array]:
+            return {name.partition("/")[2]: array for name, array in sorted(arrays.items()) if name.startswith(f"{kind}/")}
+
+        conditions = arrays["conditions"]
+        return cls(part("columns"), part("coordinates"), conditions, torch.zeros(len(conditions), 0), None)
 
     @classmethod
     def together(cls, parts: list[Inverted]) -> Inverted:
@@ -173,6 +196,7 @@ class Inverter:
         pool: value attribute to its values in the training images, (P, D).
         seed: of the further starts.
         device: where to compute.
+        kept: folder for results without maps, to be used again by whoever projects the same images in the same way.
 
     Raises:
         ConfigError: the settings do not fit the experiment.
@@ -188,6 +212,7 @@ class Inverter:
         *,
         seed: int,
         device: torch.device,
+        kept: Path | None = None,
     ) -> None:
         needed = [name for name in ("auxiliary", "gan", "controllers", "latents") if name not in folders]
         if needed:
@@ -202,18 +227,44 @@ class Inverter:
             projector = projector.changed(steps=parts.steps)
         self.projector: Projector = projector
         self.known = KnownConditions(parts.conditions, pool)
+        self.kept = None if kept is None else Kept(kept, self._context(folders, pool))
+
+    def _context(self, folders: Mapping[str, Path], pool: Mapping[str, Tensor]) -> str:
+        """All that a result depends on beside the images: networks, settings, code."""
+        settings = {name: value for name, value in asdict(self.parts).items() if name not in ("density", "levels", "images")}
+        networks = {name: folders[name].name for name in STAGES if name in folders}
+        values = {name: value.tolist() for name, value in pool.items()} if self.parts.conditions != BOTH else {}
+        seed = self.seed if self.parts.inversions > 1 else 0
+        code = [hashlib.sha256(path.read_bytes()).hexdigest() for path in _CODE]
+        return digest([section_digest(self.config, ("projection", "controllers"), ()), networks, settings, values, seed, code])
 
     @property
     def resolutions(self) -> tuple[int, ...]:
         """Of the coordinates, in order."""
         return tuple(self.projector.generator.resolutions)
 
-    @torch.enable_grad()
     def invert(self, batch: ImageBatch) -> Inverted:
-        """Project a batch of any size, `projection.batch_size` images at once; callers may have switched gradients off."""
+        """Project a batch of any size, `projection.batch_size` images at once."""
         rows = torch.arange(len(batch)).split(self.config.projection.batch_size)
         return Inverted.together([self._invert(batch.rows(part)) for part in rows])
 
+    def invert_without_maps(self, batch: ImageBatch) -> Inverted:
+        """The same without maps; what was kept of an earlier time is not projected again."""
+        rows = torch.arange(len(batch)).split(self.config.projection.batch_size)
+        return Inverted.together([self._kept(batch.rows(part)) for part in rows])
+
+    def _kept(self, batch: ImageBatch) -> Inverted:
+        if self.kept is None:
+            return self._invert(batch).without_maps()
+        path = self.kept.path(to_uint8(batch.images), batch.masks, batch.conditions)
+        arrays = self.kept.read(path)
+        if arrays is None:
+            found = self._invert(batch).without_maps()
+            self.kept.write(path, found.arrays())
+            return found
+        return Inverted.from_arrays(arrays)
+
+    @torch.enable_grad()  # callers may have switched gradients off
     def _invert(self, batch: ImageBatch) -> Inverted:
         stored = to_uint8(batch.images)  # what runs project: images of 8 bits
         values = self.known.of(stored, batch.conditions)
@@ -232,8 +283,8 @@ class Inverter:
         residual = strength(images, rebuilt, mask)
         known = [values[a.name] for a in self.config.value_attributes]
         return Inverted(
-            {name: column for name, column in columns.items() if self._wanted(name)},
-            {name: u.cpu().numpy().astype(np.float64) for name, u in first.coordinates.items()},
+            {name: column for name, column in sorted(columns.items()) if self._wanted(name)},
+            {name: u.cpu().numpy().astype(np.float64) for name, u in sorted(first.coordinates.items())},
             torch.cat([*known, torch.zeros(len(stored), 0)], dim=1).double().numpy(),
             residual.cpu(),
             None if excess is None else excess.cpu(),

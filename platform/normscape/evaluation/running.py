@@ -26,6 +26,8 @@ from normscape.evaluation.thresholds import enough, promised_thresholds
 from normscape.evaluation.units import RATES_NAME, SCANS_NAME, SCORES_NAME, Unit, write_failure, write_unit
 from normscape.stages.provenance import choose_device, code_version
 
+KEPT_NAME = "kept"
+"""Folder of results that detectors share; it can be removed at any time."""
 UnitProgress = Callable[[Unit, int, int, str], None]
 """Told of a unit: (unit, done, in all, kind of work)."""
 _OWN_COLUMNS = {"contrast", "size", "label", "score"}
@@ -78,7 +80,7 @@ def _measured(bench: Workbench, unit: Unit, tell: Progress, heard: list[Reading]
     anomalous = TrainingAnomalies(config, bench.training_families, healthy, unit.seed)
     training = Training(
         config, healthy, anomalous, scene_of(config), settings.train_images, settings.network_images, unit.seed, device, folders,
-        lambda done, total: tell(done, total, "training step"),
+        lambda done, total: tell(done, total, "training step"), bench.experiment.folder / KEPT_NAME,
     )  # fmt: skip
     reset_peak(device)
     began = time.perf_counter()

@@ -101,7 +101,6 @@ class ConditionalFeatures:
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
-        self._latest: tuple[ImageBatch, Inverted, Columns] | None = None
 
     def fit(self, training: Training, *, anomalies: bool, levelled: Chooser) -> Learned:
         """Project training images, and learn what is usual among the normal ones.
@@ -132,7 +131,7 @@ class ConditionalFeatures:
                 )
             return Usual.fit(images.rows(normal), chosen, self.parts, self.inverter_.resolutions, seed=training.seed)
 
-        self.usual_, self._latest = usual(np.flatnonzero(label == 0)), None
+        self.usual_ = usual(np.flatnonzero(label == 0))
         columns = dict(images.columns)
         for others, own in GroupKFold(folds).split(label, groups=subject):
             for name, values in usual(others[label[others] == 0]).columns(images.rows(own)).items():
@@ -147,8 +146,8 @@ class ConditionalFeatures:
         known = [training.healthy.batch(part).conditions for part in parts]
         pool = {name: torch.cat([conditions[name] for conditions in known]) for name in known[0]}
         self.inverter_ = Inverter(
-            training.config, training.folders, self.parts, pool, seed=training.seed, device=training.device
-        )  # fmt: skip
+            training.config, training.folders, self.parts, pool, seed=training.seed, device=training.device, kept=training.kept
+        )
         found, labels, done = [], [], 0
         for part in parts:
             batch = training.healthy.batch(part)
@@ -158,21 +157,21 @@ class ConditionalFeatures:
                 drawn = training.anomalous(batch.rows(odd), part[odd])
                 batch = batch.with_images(batch.images.index_copy(0, odd, drawn.images))
                 label[odd] = (drawn.masks.flatten(1).amax(1) > 0).long()  # a family may find no place for an anomaly
-            found.append(self.inverter_.invert(batch).without_maps())
+            found.append(self.inverter_.invert_without_maps(batch))
             labels.append(label)
             done += len(part)
             training.progress(done, len(rows))
         return Inverted.together(found), torch.cat(labels).numpy(), rows
 
-    def of(self, batch: ImageBatch) -> tuple[Inverted, Columns]:
-        """Projected images and all their columns, (B,) each.
+    def columns(self, batch: ImageBatch) -> Columns:
+        """All columns of projected images, (B,) each."""
+        images = self.inverter_.invert_without_maps(batch)
+        return images.columns | self.usual_.columns(images)
 
-        The latest batch is kept: its scores and its maps are asked for one after the other.
-        """
-        if self._latest is None or self._latest[0] is not batch:
-            images = self.inverter_.invert(batch)
-            self._latest = batch, images, images.columns | self.usual_.columns(images)
-        return self._latest[1], self._latest[2]
+    def of(self, batch: ImageBatch) -> tuple[Inverted, Columns]:
+        """Projected images with their maps, and all their columns, (B,) each."""
+        images = self.inverter_.invert(batch)
+        return images, images.columns | self.usual_.columns(images)
 
 
 def matrix(columns: Mapping[str, Array], names: Sequence[str]) -> Array:
