@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from normscape.errors import UserError
-from normscape.stages.system import ScoredSystem
+from normscape.stages.system import EXTRAS, PARTS, ScoredSystem
 from normscape.tracking import unpacking
 from normscape.tracking.bundle import IMPORTED_TAG, export_model, export_run, import_bundle
 from normscape.tracking.registry import SYSTEM_TAG, fetch_model, register_run
@@ -153,6 +153,15 @@ def test_a_packed_bundle_is_a_bundle(bundle: Path, tmp_path: Path) -> None:
         assert found.about.tags[SYSTEM_TAG]
         assert (found.folder / "system" / "gan" / "generator.safetensors").is_file()
     assert not found.folder.exists()
+
+
+def test_a_bundle_has_room_for_all_that_makes_a_system() -> None:
+    """Also for what brains add to it, and for nothing beside it."""
+    for stage, patterns in (PARTS | EXTRAS).items():
+        for pattern in patterns:
+            assert unpacking.belongs(f"system/{stage}/{pattern.replace('*', 'json')}"), (stage, pattern)
+    for name in ("system/brains/maps.npy", "system/gan/steps.json", "brains/scan_conformal.json", "system/gan/../score/a.skops"):
+        assert not unpacking.belongs(name)
 
 
 def test_export_refuses_what_is_not_finished_or_could_run_code(system_run: Path, tmp_path: Path) -> None:

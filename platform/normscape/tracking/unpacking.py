@@ -29,7 +29,7 @@ from normscape.config import Config
 from normscape.configio import load_config
 from normscape.datasets.prepared import COHORT_NAME
 from normscape.errors import ConfigError, UserError
-from normscape.stages.system import PARTS
+from normscape.stages.system import EXTRAS, PARTS
 from normscape.tracking.package import CARD, SYSTEM, TEST_SCORES
 
 FORMAT, VERSION = "normscape-bundle", 1
@@ -102,7 +102,9 @@ def belongs(name: str) -> bool:
     if name in (*_REQUIRED, f"{SYSTEM}/{COHORT_NAME}"):
         return True
     parts = name.split("/")
-    return len(parts) == 3 and parts[0] == SYSTEM and any(fnmatchcase(parts[2], p) for p in PARTS.get(parts[1], ()))
+    if len(parts) != 3 or parts[0] != SYSTEM:
+        return False
+    return any(fnmatchcase(parts[2], pattern) for pattern in (PARTS | EXTRAS).get(parts[1], ()))
 
 
 def hashed(source: Path | bytes) -> dict[str, str | int]:
