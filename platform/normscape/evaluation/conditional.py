@@ -31,8 +31,8 @@ class ConditionalDetector:
     """A random forest on all features of projected training images, every second one with a synthetic anomaly.
 
     Features: those that `scoring.features` names; with `masked_rounds` and `inversions` theirs; the densities of the styles; and,
-    with `levels`, of every one of them but conditions and densities its level. The score is the forest's probability of anomalous, in [0, 1];
-    grid and folds of the forest are those of `scoring`.
+    with `levels`, of every one of them but conditions and densities its level. The score is the forest's probability of
+    anomalous, in [0, 1]; grid and folds of the forest are those of `scoring`.
     """
 
     supervision: Literal["none", "synthetic"] = "synthetic"
