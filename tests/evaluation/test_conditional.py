@@ -183,6 +183,8 @@ def test_an_image_alone_equals_one_among_others(chairs: Training, conditions: st
     settings: dict[str, Any] = {"conditions": conditions, "masked_rounds": 1, "inversions": 2}
     detector = UnsupervisedConditionalDetector(**settings).fit(chairs)
     batch = _batch(chairs, range(10))
+    # images that it has not learned from: beside their own values a rounding error moves a rank of 24 by one
+    batch = batch.with_images(0.9 * batch.images + 0.03)
     together, columns = detector.features.of(batch)
     alone, own = detector.features.of(batch.rows(torch.tensor([9])))
     for name, values in columns.items():
