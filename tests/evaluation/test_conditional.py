@@ -146,7 +146,7 @@ def test_settings_that_make_no_sense(settings: dict[str, Any], message: str) -> 
 def test_anomalies_score_higher_and_results_repeat(chairs: Training) -> None:
     """The forest has seen such blots: it tells them from normal images. Fitted again, every score is the same, bit for bit."""
     told: list[tuple[int, int]] = []
-    detector = ConditionalDetector().fit(replace(chairs, progress=lambda done, total: told.append((done, total))))
+    detector = ConditionalDetector(levels=True).fit(replace(chairs, progress=lambda done, total: told.append((done, total))))
     batch = _batch(chairs, range(1, 24, 2))
     spoilt = batch.with_images(_blots(batch, torch.arange(12)).images)
     normal, anomalous = detector.decision_function(batch), detector.decision_function(spoilt)
@@ -154,7 +154,7 @@ def test_anomalies_score_higher_and_results_repeat(chairs: Training) -> None:
     assert 0 <= normal.min() <= anomalous.max() <= 1
     assert anomalous.mean() > normal.mean() + 0.3
     assert told[-1] == (24, 24)
-    again = ConditionalDetector().fit(chairs)
+    again = ConditionalDetector(levels=True).fit(chairs)
     assert np.array_equal(again.decision_function(batch), normal)
     assert {name.split("/")[0] for name in detector.columns_ if "/" in name} == {"length", "density", "level"}
 
@@ -165,7 +165,7 @@ def test_no_anomaly_is_drawn_for_the_unsupervised_one(chairs: Training) -> None:
     def refuse(batch: ImageBatch, rows: torch.Tensor) -> AnomalyBatch:
         raise AssertionError("an anomaly was asked for")
 
-    detector, again = (UnsupervisedConditionalDetector().fit(replace(chairs, anomalous=refuse)) for _ in range(2))
+    detector, again = (UnsupervisedConditionalDetector(levels=True).fit(replace(chairs, anomalous=refuse)) for _ in range(2))
     batch = _batch(chairs, range(8))
     scores = detector.decision_function(batch)
     assert (np.isfinite(scores) & (scores >= 0)).all()
@@ -173,7 +173,7 @@ def test_no_anomaly_is_drawn_for_the_unsupervised_one(chairs: Training) -> None:
     assert "density/identity" in detector.columns_
     assert not any(name.startswith(("length/", "level/length/")) or name.count("/") > 1 for name in detector.columns_)
     assert not any("angle_degrees" in name for name in detector.columns_)
-    plain = UnsupervisedConditionalDetector(density=False, levels=False).fit(chairs)
+    plain = UnsupervisedConditionalDetector(density=False).fit(chairs)
     assert "length/identity/4" in plain.columns_
     assert "residual_l1" in plain.columns_
 
@@ -184,6 +184,8 @@ def test_an_image_alone_equals_one_among_others(chairs: Training, conditions: st
     settings: dict[str, Any] = {"conditions": conditions, "masked_rounds": 1, "inversions": 2}
     detector = UnsupervisedConditionalDetector(**settings).fit(chairs)
     batch = _batch(chairs, range(10))
+    # images that it has not learned from: beside their own values a rounding error moves a rank of 24 by one
+    batch = batch.with_images(0.9 * batch.images + 0.03)
     together, columns = detector.features.of(batch)
     alone, own = detector.features.of(batch.rows(torch.tensor([9])))
     for name, values in columns.items():
@@ -318,7 +320,7 @@ def test_normal_images_do_not_look_more_usual_because_they_took_part(chairs: Tra
     samples = chairs.healthy.samples
     many = samples.select(torch.arange(len(samples)).repeat(20))
     training = replace(chairs, healthy=HealthyImages(many, chairs.config.value_attributes))
-    features = ConditionalFeatures(Parts(images=480))
+    features = ConditionalFeatures(Parts(images=480, levels=True))
     learned = features.fit(training, anomalies=True, levelled=lambda names: ["residual_l1"])
     distance, normal = learned.columns["density/other"], learned.label == 0
     assert distance[normal].mean() == pytest.approx(distance[~normal].mean(), rel=0.03)

@@ -87,7 +87,8 @@ class ScoringConfig(Section):
     weigh less where the image varies, which tell more of blots of one colour than of lesions with a texture."""
     level: Literal["none", "calibration"] = "none"
     """`calibration` brings the lengths and residuals of training rows, which forests learn from, to the level of normal images
-    of subjects that no network has seen; see `normscape.scoring.levels`. Needs `projection.calibration_samples`."""
+    of subjects that no network has seen; see `normscape.scoring.levels`. Needs `projection.calibration_samples`.
+    The forest then knows calibration subjects, and p-values, which are measured on the same, keep their promise only nearly."""
     max_depth: tuple[PositiveInt, ...] = (3, 5, 7, 9, 11, 13)
     """Grid of the forest's maximum depths."""
     n_estimators: tuple[PositiveInt, ...] = (100, 300)

@@ -30,9 +30,9 @@ from normscape.scoring.maps import EXCESS_HALF
 class ConditionalDetector:
     """A random forest on all features of projected training images, every second one with a synthetic anomaly.
 
-    Features: those that `scoring.features` names; with `masked_rounds` and `inversions` theirs; the densities of the styles; and
-    of every one of them but conditions and densities its level. The score is the forest's probability of anomalous, in [0, 1];
-    grid and folds of the forest are those of `scoring`.
+    Features: those that `scoring.features` names; with `masked_rounds` and `inversions` theirs; the densities of the styles; and,
+    with `levels`, of every one of them but conditions and densities its level. The score is the forest's probability of
+    anomalous, in [0, 1]; grid and folds of the forest are those of `scoring`.
     """
 
     supervision: Literal["none", "synthetic"] = "synthetic"
@@ -82,11 +82,10 @@ class ConditionalDetector:
 class UnsupervisedConditionalDetector:
     """How rare the evidence of a projection is among projected normal training images; no anomaly is seen.
 
-    Evidence: levels of the residuals (the residuals themselves without `levels`), with `masked_rounds` and `inversions` also
-    theirs, and for each sub-space the density of its styles (their lengths without `density`). The score is the sum over kinds of
-    evidence of the mean over a kind's columns of -log of the share of normal images with a value as high, see
-    `normscape.scoring.evidence`. A sum, and not the largest, because an anomaly that the generator cannot rebuild shows a little
-    in most kinds, and each kind alone is noisy.
+    Evidence: the residuals (their levels with `levels`), with `masked_rounds` and `inversions` also
+    theirs, and for each sub-space the density of its styles (their lengths without `density`). The score is the sum over
+    them of -log of the share of normal images with a value as high, see `normscape.scoring.evidence`. A sum, and not the largest,
+    because an anomaly that the generator cannot rebuild shows a little in most of them, and each alone is noisy.
     """
 
     supervision: Literal["none", "synthetic"] = "none"
@@ -110,7 +109,7 @@ class UnsupervisedConditionalDetector:
         # of a density the value of the whole sub-space: its resolutions say the same several times
         chosen += [name for name in learned.columns if name.startswith(DENSITY_PREFIX) and name.count("/") == 1]
         self.columns_ = chosen
-        self.evidence_ = EvidenceDetector(chosen).fit(matrix(learned.columns, chosen))
+        self.evidence_ = EvidenceDetector().fit(matrix(learned.columns, chosen))
         return self
 
     def decision_function(self, batch: ImageBatch) -> Scores:

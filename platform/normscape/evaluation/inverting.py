@@ -62,7 +62,7 @@ class Parts:
     """
 
     density: bool = True
-    levels: bool = True
+    levels: bool = False
     discriminator: bool = True
     auxiliary: bool = True
     optimise: bool = True
