@@ -375,7 +375,7 @@ def test_what_one_detector_projected_another_does_not(chairs: Training, tmp_path
     whole = load_detector(PluginConfig(name="conditional")).fit(keeping)
     assert np.array_equal(whole.decision_function(batch), plain)
     assert not projected
-    assert again.anomaly_map(batch).shape == (12, 1, 8, 8)  # type: ignore[union-attr]
+    assert again.anomaly_map(batch).shape == (12, 1, 8, 8)
     assert sum(projected) == 12  # maps are not kept
     projected.clear()
     load_detector(PluginConfig(name="conditional", settings={"steps": 2})).fit(keeping)
