@@ -93,6 +93,19 @@ def test_quick_one_detector_other_seeds(app: typer.Typer, config: Path) -> None:
     assert {row["normals"] for row in rows if row["role"] == "test"} == {4}
 
 
+def test_choosing_leaves_the_locked_test_closed(app: typer.Typer, config: Path) -> None:
+    """A table of areas on synthetic validation, for people and as JSON; no reading is written down."""
+    result = run(app, config, "--choose")
+    assert result.exit_code == 0, result.output
+    assert "the locked test was not opened" in result.output
+    assert results(config) == []
+    evaluated = config.parent / "runs" / "tiny" / "evaluation"
+    assert not (evaluated / "readings.jsonl").exists()
+    told = json.loads(run(app, config, "--choose", "--json").stdout)
+    assert set(told["auroc"]) == {"near", "blind"}
+    assert Path(told["table"]).exists()
+
+
 def test_a_failed_detector_is_in_the_exit_code(app: typer.Typer, small_chairs: None, tmp_path: Path) -> None:
     path = write(tmp_path, detectors=[detector("near"), detector("never", "Fails")], seeds=[0])
     result = run(app, path)
@@ -108,6 +121,7 @@ def test_mistakes_are_errors_for_people(app: typer.Typer, config: Path) -> None:
         (("--seeds", "-1"), UserError, "at least 0"),
         (("--set", "evaluation.reference=gone"), ConfigError, "none of `detectors`"),
         (("--address", "auto"), UserError, "--workers 4"),
+        (("--choose", "--workers", "2"), UserError, "--choose fits one detector after the other"),
     ):
         result = run(app, config, *options)
         assert isinstance(result.exception, error), result.output

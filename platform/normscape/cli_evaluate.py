@@ -35,6 +35,7 @@ from normscape.stages.recording import Listeners
 if TYPE_CHECKING:
     from normscape.evaluation.evaluating import Workers
     from normscape.evaluation.results import Results
+    from normscape.evaluation.units import Unit
     from normscape.tracking.evaluation import EvaluationTracker
 
 SOME_FAILED = 3
@@ -144,6 +145,56 @@ def evaluate_and_report(path: Path, options: Options, *, runs_dir: Path = RUNS) 
     return _say_how(results, tracker.run_id if tracker else None, as_json=options.as_json)
 
 
+def choose_and_report(path: Path, options: Options, *, runs_dir: Path = RUNS) -> int:
+    """Compare the detectors on synthetic validation alone, and print their areas; the locked test stays closed.
+
+    Args:
+        path: the configuration.
+        options: what of it.
+        runs_dir: where runs are.
+
+    Returns:
+        The exit code: 0, or 3 when a detector failed and the others stand.
+
+    Raises:
+        UserError: a mistake in the configuration, an experiment that is not ready, or no detector that could be fitted.
+    """
+    from rich.table import Table
+
+    from normscape.evaluation.choosing import compare_on_validation
+
+    config = options.config(path)
+    begun: set[str] = set()
+    bar = ConsoleListener([], Console(stderr=True), quiet=options.quiet, verbose=options.verbose)
+
+    def progress(unit: Unit, done: int, total: int, what: str) -> None:
+        if unit.name not in begun:
+            begun.add(unit.name)
+            bar.stage_started(unit.name, resumed=False)
+        bar.progress(unit.name, done, total, what)
+
+    with sigterm_as_ctrl_c(), bar:
+        choice = compare_on_validation(config, runs_dir, progress=progress, config_path=str(path))
+    for name, reason in choice.failures.items():
+        sys.stderr.write(f"failed: {name}: {reason}\n")
+    if options.as_json:
+        found = {
+            detector: {family: {"auroc": one.value, "interval": list(one.interval)} for family, one in families.items()}
+            for detector, families in choice.areas.items()
+        }
+        print_json({"table": choice.table, "subjects": choice.subjects, "failures": choice.failures, "auroc": found})
+    else:
+        detectors = list(choice.areas)
+        shown = Table(
+            "AUROC", *detectors, title=f"synthetic validation, {choice.subjects} subjects; the locked test was not opened"
+        )
+        for family in choice.areas[detectors[0]]:
+            shown.add_row(family, *(f"{choice.areas[detector][family].value:.3f}" for detector in detectors))
+        Console().print(shown)
+        sys.stdout.write(f"table        {choice.table}\n")
+    return SOME_FAILED if choice.failures else 0
+
+
 def _workers(stack: ExitStack, config: Config, options: Options, runs_dir: Path) -> Workers:
     """Connect to Ray until the stack is left; what runs the units there."""
     from normscape.distributed import cluster
@@ -193,6 +244,7 @@ def register(app: typer.Typer) -> None:
     shown = examples(
         "normscape evaluate configs/chairs/demo.yaml --quick",
         "normscape evaluate configs/brain/cpu.yaml --workers 2",
+        "normscape evaluate configs/brain/cpu.yaml --choose --detectors conditional_network,supervised",
         "normscape evaluate configs/brain/cpu.yaml --detectors conditional,atlas --seeds 0",
     )
     app.command("evaluate", rich_help_panel=EXPERIMENTS, epilog=shown)(_evaluate)
@@ -205,6 +257,10 @@ def _evaluate(
         bool, typer.Option("--quick", help="Few images, one seed, hardly trained networks: shows that everything runs.")
     ] = False,
     detectors: Annotated[str, typer.Option("--detectors", metavar="A,B", help="Only these detectors.")] = "",
+    choose: Annotated[
+        bool,
+        typer.Option("--choose", help="Compare on synthetic validation alone, to choose settings; the locked test stays closed."),
+    ] = False,
     seeds: Annotated[str, typer.Option("--seeds", metavar="0,1", help="These seeds instead of the configuration's.")] = "",
     runs_dir: RunsOption = RUNS,
     workers: Annotated[
@@ -233,7 +289,9 @@ def _evaluate(
         verbose=verbose,
         as_json=as_json,
     )
-    code = evaluate_and_report(config, given, runs_dir=runs_dir)
+    if choose and (workers or address):
+        raise UserError("--choose fits one detector after the other in this process: leave out --workers and --address")
+    code = (choose_and_report if choose else evaluate_and_report)(config, given, runs_dir=runs_dir)
     if code:
         raise typer.Exit(code)
 

@@ -80,6 +80,7 @@ DETECTORS: dict[str, str] = {
     "atlas": "normscape.baselines.atlas:AtlasDetector",
     "autoencoder": "normscape.baselines.autoencoder:Autoencoder",
     "conditional": "normscape.evaluation.conditional:ConditionalDetector",
+    "conditional_network": "normscape.evaluation.network:ConditionalNetwork",
     "conditional_unsupervised": "normscape.evaluation.conditional:UnsupervisedConditionalDetector",
     "denoising": "normscape.baselines.denoising:DenoisingAutoencoder",
     "deviation": "normscape.baselines.deviation:DeviationDetector",

@@ -45,6 +45,8 @@ class Supervised:
     """
 
     supervision: Literal["none", "synthetic"] = "synthetic"
+    name = "supervised"
+    """Part of the seed."""
 
     def __init__(
         self,
@@ -68,25 +70,31 @@ class Supervised:
         Raises:
             DataError: there are no images, no anomaly can be drawn into them, or no values where conditions are asked for.
         """
-        course = Course(training, "supervised", batch_size=self.batch_size)
+        course = Course(training, self.name, batch_size=self.batch_size)
         self.inputs_ = inputs = Inputs(training, self.conditions)
-        dims = training.scene.dims
-        with fresh_weights(training, "supervised"):
-            network = FoldedUNet(
-                dims, training.healthy.shape[0], 2, width=self.width or WIDTH[dims], values=inputs.width
-            )  # fmt: skip
+        dims, channels = training.scene.dims, training.healthy.shape[0] + self._prepare(training)
+        with fresh_weights(training, self.name):
+            network = FoldedUNet(dims, channels, 2, width=self.width or WIDTH[dims], values=inputs.width)
         self.network_ = network.to(training.device)
 
         def loss(step: Step) -> Tensor:
             half = len(step.rows) // 2
             drawn = training.anomalous(step.batch.rows(slice(half)), step.rows[:half])
             images = torch.cat([drawn.images, step.batch.images[half:]])
-            seen = inputs(step.batch.with_images(images))
+            seen = self._see(step.batch.with_images(images))
             target = torch.cat([drawn.masks, drawn.masks.new_zeros(len(images) - half, *drawn.masks.shape[1:])])
             return self._loss(seen, target.to(inputs.device))
 
         self.loss_ = minimise(course, network, loss, learning_rate=self.learning_rate)
         return self
+
+    def _prepare(self, training: Training) -> int:
+        """Get ready what the network sees beside the image; how many channels that has."""
+        return 0
+
+    def _see(self, batch: ImageBatch) -> Seen:
+        """What the network sees."""
+        return self.inputs_(batch)
 
     def _loss(self, seen: Seen, target: Tensor) -> Tensor:
         """Cross-entropy of images and places, for how anomalous each place is, (B, 1, *S); an image without any is normal."""
@@ -105,13 +113,13 @@ class Supervised:
     @torch.no_grad()
     def decision_function(self, batch: ImageBatch) -> Scores:
         """Log odds (B,) that an image has an anomaly, where half of them do."""
-        seen = self.inputs_(batch)
+        seen = self._see(batch)
         return pooled(self._said(seen)[1], seen.masks).double().cpu().numpy()
 
     @torch.no_grad()
     def anomaly_map(self, batch: ImageBatch) -> Tensor:
         """Probability that a place is anomalous, float32 (B, 1, *S); 0 outside of the masks."""
-        seen = self.inputs_(batch)
+        seen = self._see(batch)
         probability = self._said(seen)[0].sigmoid()
         return (probability if seen.masks is None else probability * seen.masks).cpu()
 

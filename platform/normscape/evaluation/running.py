@@ -73,24 +73,10 @@ def run_unit(bench: Workbench, unit: Unit, progress: Progress | None = None) -> 
 def _measured(bench: Workbench, unit: Unit, tell: Progress, heard: list[Reading]) -> tuple[dict[str, pa.Table], dict[str, Any]]:
     """Tables and description of a unit."""
     config, settings = bench.config, bench.config.evaluation
+    fitted = fit_unit(bench, unit, tell)
+    detector, folders = fitted.detector, fitted.folders
     device = choose_device(config.device)
-    detector = load_detector(unit.detector)
-    folders = NotedFolders(bench.experiment.folders)
-    healthy = bench.healthy_training()
-    anomalous = TrainingAnomalies(config, bench.training_families, healthy, unit.seed)
-    training = Training(
-        config, healthy, anomalous, scene_of(config), settings.train_images, settings.network_images, unit.seed, device, folders,
-        lambda done, total: tell(done, total, "training step"), bench.experiment.folder / KEPT_NAME,
-    )  # fmt: skip
-    reset_peak(device)
-    began = time.perf_counter()
-    with blamed("while it was fitted", bench.experiment.folder):
-        torch.manual_seed(unit.seed)  # for layers that a network makes without a generator of its own
-        detector.fit(training)
-    synchronize(device)
-    fit_seconds = time.perf_counter() - began
-
-    scorer = _Scorer(bench, detector, unit, tell)
+    scorer = Scorer(bench, detector, unit, tell)
     scored = [scorer.table(bench.validation(HEALTHY))]
     normal = scored[0]["score"].to_numpy()
     thresholds = promised_thresholds(normal, settings.false_positive_rates)
@@ -109,7 +95,7 @@ def _measured(bench: Workbench, unit: Unit, tell: Progress, heard: list[Reading]
         "stages": {name: bench.experiment.keys[name] for name in sorted(read)},
         "thresholds": {f"{rate:g}": threshold for rate, threshold in thresholds.items()},
         "kept_by_enough_images": {f"{rate:g}": enough(len(normal), rate) for rate in settings.false_positive_rates},
-        "fit_seconds": fit_seconds,
+        "fit_seconds": fitted.seconds,
         "seconds_per_image": scorer.seconds / scorer.images,
         "peak_bytes": peak_bytes(device),
         "left_out": scorer.left_out,
@@ -122,7 +108,43 @@ def _measured(bench: Workbench, unit: Unit, tell: Progress, heard: list[Reading]
     return tables, about | (scans.about if scans else {})
 
 
-class _Scorer:
+@dataclass(frozen=True)
+class Fitted:
+    """A detector that was fitted."""
+
+    detector: ImageDetector
+    folders: NotedFolders
+    """Of the stages; knows which it was asked for."""
+    seconds: float
+    """That fitting took."""
+
+
+def fit_unit(bench: Workbench, unit: Unit, tell: Progress) -> Fitted:
+    """Fit a unit's detector to the training subjects.
+
+    Raises:
+        DetectorFailed: it raised.
+    """
+    config, settings = bench.config, bench.config.evaluation
+    device = choose_device(config.device)
+    detector = load_detector(unit.detector)
+    folders = NotedFolders(bench.experiment.folders)
+    healthy = bench.healthy_training()
+    anomalous = TrainingAnomalies(config, bench.training_families, healthy, unit.seed)
+    training = Training(
+        config, healthy, anomalous, scene_of(config), settings.train_images, settings.network_images, unit.seed, device, folders,
+        lambda done, total: tell(done, total, "training step"), bench.experiment.folder / KEPT_NAME,
+    )  # fmt: skip
+    reset_peak(device)
+    began = time.perf_counter()
+    with blamed("while it was fitted", bench.experiment.folder):
+        torch.manual_seed(unit.seed)  # for layers that a network makes without a generator of its own
+        detector.fit(training)
+    synchronize(device)
+    return Fitted(detector, folders, time.perf_counter() - began)
+
+
+class Scorer:
     """Scores cases with one detector, and adds up what that took."""
 
     def __init__(self, bench: Workbench, detector: ImageDetector, unit: Unit, tell: Progress) -> None:
