@@ -34,15 +34,15 @@ def test_it_is_found_by_name_and_says_what_it_reads() -> None:
     detector = load_detector(PluginConfig(name="conditional_network"))
     assert isinstance(detector, ConditionalNetwork)
     assert detector.supervision == "synthetic"
-    assert "gan" in detector.stages
-    assert ConditionalNetwork(reconstruction=False).stages == ()
+    assert detector.stages == ()
+    assert "gan" in ConditionalNetwork(reconstruction=True).stages
 
 
 def test_what_it_sees(chairs: Training) -> None:  # noqa: F811
     """The image as it is, its z-scores, and its difference to the reconstruction; each part can be left out."""
     batch = _batch(chairs, range(4))
     whole, atlas, plain = (
-        _fitted(chairs, **settings) for settings in ({}, {"reconstruction": False}, {"reconstruction": False, "atlas": False})
+        _fitted(chairs, **settings) for settings in ({"reconstruction": True}, {}, {"atlas": False})
     )
     seen = whole._see(batch).images
     assert seen.shape[1] == 9
@@ -56,7 +56,7 @@ def test_what_it_sees(chairs: Training) -> None:  # noqa: F811
 
 def test_without_more_to_see_it_learns_what_the_supervised_one_learns(chairs: Training) -> None:  # noqa: F811
     """But for the seed, which has the detector's name in it, they are one."""
-    bare = _fitted(chairs, 640, atlas=False, reconstruction=False)
+    bare = _fitted(chairs, 640, atlas=False)
     known = Supervised(conditions="known", **SMALL).fit(replace(chairs, network_images=640))
     shapes = [[tuple(p.shape) for p in detector.network_.parameters()] for detector in (bare, known)]
     assert shapes[0] == shapes[1]
@@ -76,7 +76,7 @@ def test_scores_do_not_depend_on_the_batch_and_a_second_fit_is_the_same(chairs: 
 @pytest.mark.parametrize(("conditions", "matters"), [("both", True), ("angle", True), ("none", False), ("shuffled", False)])
 def test_only_known_conditions_matter(chairs: Training, conditions: str, matters: bool) -> None:  # noqa: F811
     """A detector that does not know the angle says the same of an image whatever its angle is said to be."""
-    detector = _fitted(chairs, conditions=conditions)
+    detector = _fitted(chairs, reconstruction=True, conditions=conditions)
     batch = _batch(chairs, range(6))
     other = replace(batch, conditions={"angle": 90 - batch.conditions["angle"]})
     same = np.allclose(detector.decision_function(batch), detector.decision_function(other), rtol=1e-6, atol=1e-7)
@@ -92,7 +92,7 @@ def test_an_unknown_condition_is_an_error(chairs: Training) -> None:  # noqa: F8
 @pytest.mark.parametrize("conditions", ["both", "none", "position", "age", "shuffled"])
 def test_patches_under_masks(brains: Training, conditions: str) -> None:  # noqa: F811
     """Nothing outside of a mask counts, and maps are 0 there."""
-    detector = _fitted(brains, 32, conditions=conditions)
+    detector = _fitted(brains, 32, reconstruction=True, conditions=conditions)
     batch = _batch(brains, range(4))
     assert batch.masks is not None
     noisy = batch.with_images(torch.where(batch.masks, batch.images, torch.rand_like(batch.images)))

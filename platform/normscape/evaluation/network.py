@@ -1,7 +1,7 @@
 """A network that judges an image beside what was to be expected there: the conditional detector without features of our choosing.
 
-The idea of DRAEM (Zavrtanik et al. 2021), a network that sees the image beside its reconstruction and is trained on synthetic
-anomalies, under conditions: what is expected comes from a voxel-wise normative model given position and age, and from the
+The idea of DRAEM (Zavrtanik et al. 2021), a network that sees the image beside what it should look like and is trained on synthetic
+anomalies, under conditions: what is expected comes from a voxel-wise normative model given position and age, or from the
 conditional generator.
 """
 
@@ -38,7 +38,8 @@ class ConditionalNetwork(Supervised):
     Args:
         atlas: show the z-scores of a normative model (`normscape.baselines.normative`), given the conditions.
         reconstruction: show the image less the generator's reconstruction from the encoder's styles, without optimisation, so
-            that every training step can look at new anomalies.
+            that every training step can look at new anomalies. Off by default: training subjects are rebuilt better than new
+            ones, whose normal images then look anomalous.
         conditions: which known conditions are used: `both` (all of them), `none`, the name of a single one, or `shuffled`; see
             `normscape.evaluation.inverting.KnownConditions`.
         settings: of `Supervised`: width, map_weight, learning_rate, batch_size.
@@ -48,16 +49,16 @@ class ConditionalNetwork(Supervised):
     """
 
     name = "conditional_network"
-    stages: tuple[str, ...] = STAGES
+    stages: tuple[str, ...] = ()
     model_: NormativeModel
     projector_: Projector
     known_: KnownConditions
 
-    def __init__(self, *, atlas: bool = True, reconstruction: bool = True, conditions: str = BOTH, **settings: Any) -> None:
+    def __init__(self, *, atlas: bool = True, reconstruction: bool = False, conditions: str = BOTH, **settings: Any) -> None:
         super().__init__(conditions="known", **settings)
         self.atlas, self.reconstruction, self.which = atlas, reconstruction, conditions
-        if not reconstruction:
-            self.stages = ()
+        if reconstruction:
+            self.stages = STAGES
 
     def _prepare(self, training: Training) -> int:
         channels = training.healthy.shape[0]
