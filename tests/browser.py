@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 AXE = Path(__file__).parent / "assets" / "axe.min.js"
 QUIET = ["--headless=new", "--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-QUIET += ["--disable-component-update", "--disable-sync", "--hide-scrollbars", "--disable-dev-shm-usage", "--window-size=1200,1000"]
+QUIET += ["--disable-component-update", "--disable-sync", "--hide-scrollbars", "--disable-dev-shm-usage", "--force-prefers-reduced-motion", "--window-size=1200,1000"]
 WEBGL = ["--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
 """WebGL without a graphics card."""
 NO_WEBGL = ["--disable-gpu", "--disable-3d-apis"]

@@ -46,7 +46,7 @@ window.normscapeViewer = (() => {
 
     async start() {
       this.nv = new window.niivue.Niivue({
-        logLevel: "error", loadingText: "", backColor: [0, 0, 0, 1], crosshairColor: [0.35, 0.78, 0.98, 0.9], crosshairWidth: 1,
+        logLevel: "error", loadingText: "", backColor: [0, 0, 0, 1], crosshairColor: [0.35, 0.78, 0.98, 0.9], crosshairWidth: 0.4, crosshairWidthUnit: "mm", crosshairGap: 4,
         isRadiologicalConvention: true, isNearestInterpolation: true, dragAndDropEnabled: false, scrollRequiresFocus: true,
         multiplanarShowRender: 0, isColorbar: false, show3Dcrosshair: false,
       });
