@@ -40,8 +40,8 @@ def scene(name: str = "one") -> viewer.Scene:
     """A scene with all four layers."""
     scan, anomaly, mask = volumes()
     layers = [
-        viewer.scan_layer(scan, mask, AFFINE, limit=1.0),
-        viewer.reconstruction_layer(-scan, mask, AFFINE, limit=1.0),
+        viewer.scan_layer(scan, mask, AFFINE),
+        viewer.reconstruction_layer(-scan, mask, AFFINE),
         viewer.anomaly_layer(anomaly, mask, AFFINE, threshold=0.4),
         viewer.lesion_layer(anomaly > 0.8, mask, AFFINE, label="Blot"),
     ]

@@ -80,6 +80,28 @@ class Scene:
 
 
 @dataclass(frozen=True)
+class Target:
+    """Where a row of a table moves the crosshair of a viewer.
+
+    Attributes:
+        viewer: its name.
+        scene: name of the scene that the place is in.
+        place_mm: x, y, z in RAS millimetres.
+        about: what the place is; said before the coordinates.
+    """
+
+    viewer: str
+    scene: str
+    place_mm: tuple[float, float, float]
+    about: str = ""
+
+    @property
+    def text(self) -> str:
+        """The place, as the script reads it."""
+        return ",".join(f"{value:.2f}" for value in self.place_mm)
+
+
+@dataclass(frozen=True)
 class Viewer:
     """A viewer of a page.
 
@@ -110,24 +132,27 @@ def _text(name: str) -> Markup:
     return Markup((resources.files("normscape.report") / folder / name).read_text(encoding="utf-8"))
 
 
-def scan_layer(volume: NDArray[np.floating], inside: NDArray[np.generic], affine: NDArray[np.float64], *, limit: float) -> Layer:
+def scan_layer(
+    volume: NDArray[np.floating], inside: NDArray[np.generic], affine: NDArray[np.float64], *, low: float = -1.0, high: float = 1.0
+) -> Layer:
     """The scan, grey.
 
     Args:
         volume: (Z, Y, X).
         inside: (Z, Y, X), not zero in the brain; the volume is cut to what it spans.
         affine: (4, 4), index (z, y, x, 1) to RAS millimetres.
-        limit: values from `-limit` to `limit` are black to white.
+        low: value that is black.
+        high: value that is white.
     """
-    return Layer("scan", "Scan", -limit, limit, data=packed(volume, inside, affine, -limit, limit))
+    return Layer("scan", "Scan", low, high, data=packed(volume, inside, affine, low, high))
 
 
 def reconstruction_layer(
-    volume: NDArray[np.floating], inside: NDArray[np.generic], affine: NDArray[np.float64], *, limit: float
+    volume: NDArray[np.floating], inside: NDArray[np.generic], affine: NDArray[np.float64], *, low: float = -1.0, high: float = 1.0
 ) -> Layer:
     """What the model made of the scan, hidden at first; arguments as in `scan_layer`."""
-    data = packed(volume, inside, affine, -limit, limit)
-    return Layer("reconstruction", "Reconstruction", -limit, limit, visible=False, data=data)
+    data = packed(volume, inside, affine, low, high)
+    return Layer("reconstruction", "Reconstruction", low, high, visible=False, data=data)
 
 
 def anomaly_layer(
