@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from normscape.config import Config
 from normscape.datasets.cohort import read_table
 from normscape.datasets.tabular import find_column, is_unknown, read_rows
 from normscape.errors import UserError
-from normscape.report.source import Source, rows
+from normscape.report.source import Source, where
 from normscape.report.viewer import Scene, Target, Viewer, anomaly_layer, lesion_layer, reconstruction_layer, scan_layer
 from normscape.stages.cases import GREY_PERCENTILES
 from normscape.stages.scan import MAP_NAME, REGIONS_NAME, SCORE_NAME
@@ -49,7 +50,7 @@ def brain_viewer(source: Source) -> Viewer | None:
 def target(viewer: Viewer | None, scene: str, place_mm: tuple[float, float, float], about: str) -> Target | None:
     """Where a row about a scene points to; None where the viewer does not show that scene."""
     shown = viewer is not None and any(one.name == scene for one in viewer.scenes) and all(np.isfinite(place_mm))
-    return Target(VIEWER, scene, place_mm, about) if shown else None
+    return Target(viewer.name, scene, place_mm, about) if viewer is not None and shown else None
 
 
 def case_name(name: str) -> str:
@@ -80,20 +81,16 @@ def _plans(source: Source) -> Iterator[Callable[[], Scene | None]]:
     """What makes each scene, the most telling ones first; a volume is read only when its turn comes."""
     threshold = float(source.json(STAGE, "slices.json").get("threshold", 0.5))
     cases = source.table(STAGE, "cases.parquet", "name", "reason", "lesion_ml")
-    done = [] if cases is None else [i for i in range(rows(cases)) if not cases["reason"][i]]
-    marked = [i for i in done if cases is not None and np.isfinite(cases["lesion_ml"][i])]
+    lines = [] if cases is None else list(zip(cases["name"], cases["reason"], cases["lesion_ml"], strict=True))
+    done = [str(name) for name, reason, _ in lines if not reason]
+    marked = [str(name) for name, reason, volume in lines if not reason and np.isfinite(volume)]
     maps = source.table(STAGE, "maps.parquet", "name", "blot", "age_years")
-    for i in marked if cases is not None else []:
-        yield lambda name=str(cases["name"][i]): _case(source, name, threshold)  # type: ignore[misc,index]
-    for wanted in (1, 0):
-        for i in range(rows(maps)) if maps is not None else []:
-            if int(maps["blot"][i]) == wanted:  # type: ignore[index]
-                yield lambda name=str(maps["name"][i]), age=float(maps["age_years"][i]): _map(  # type: ignore[misc,index]
-                    source, name, age, threshold
-                )
-    for i in done if cases is not None else []:
-        if i not in marked:
-            yield lambda name=str(cases["name"][i]): _case(source, name, threshold)  # type: ignore[misc,index]
+    yield from (partial(_case, source, name, threshold) for name in marked)
+    for blot in (1, 0):
+        mine = {} if maps is None else where(maps, blot=blot)
+        for name, age in zip(mine.get("name", ()), mine.get("age_years", ()), strict=True):
+            yield partial(_map, source, str(name), float(age), threshold)
+    yield from (partial(_case, source, name, threshold) for name in done if name not in marked)
 
 
 def _map(source: Source, name: str, age_years: float, threshold: float) -> Scene | None:
