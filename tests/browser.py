@@ -16,7 +16,14 @@ if TYPE_CHECKING:
 
 AXE = Path(__file__).parent / "assets" / "axe.min.js"
 QUIET = ["--headless=new", "--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-QUIET += ["--disable-component-update", "--disable-sync", "--hide-scrollbars", "--disable-dev-shm-usage", "--force-prefers-reduced-motion", "--window-size=1200,1000"]
+QUIET += [
+    "--disable-component-update",
+    "--disable-sync",
+    "--hide-scrollbars",
+    "--disable-dev-shm-usage",
+    "--force-prefers-reduced-motion",
+    "--window-size=1200,1000",
+]
 WEBGL = ["--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
 """WebGL without a graphics card."""
 NO_WEBGL = ["--disable-gpu", "--disable-3d-apis"]
@@ -77,7 +84,9 @@ def requested(driver: WebDriver) -> list[str]:
 def barriers(driver: WebDriver) -> list[str]:
     """Serious and critical findings of axe-core on the page as it stands: rule, and the first element."""
     driver.execute_script(AXE.read_text(encoding="utf-8"))
-    script = "const done = arguments[0]; axe.run(document, {resultTypes: ['violations']}).then(done, (e) => done({error: String(e)}))"
+    script = (
+        "const done = arguments[0]; axe.run(document, {resultTypes: ['violations']}).then(done, (e) => done({error: String(e)}))"
+    )
     driver.set_script_timeout(120)
     found = driver.execute_async_script(script)
     assert "error" not in found, found["error"]

@@ -249,7 +249,7 @@ def _project(folder: Path, random: np.random.Generator, size: int, hues: list[An
         split=split, label=label, angle_degrees=angle,
         **{"length/identity/4": random.uniform(4, 8, n)}, residual_l1=random.uniform(0.02, 0.2, n),
         blot_radius_px=pa.array(radius, mask=label == 0), blot_contrast=pa.array(random.uniform(0, 1, n), mask=label == 0),
-        **{"coordinates/identity": pa.array(random.normal(0, 1, (n, 4)).tolist())},
+        **{"coordinates/identity": pa.array((random.normal(0, 1, (n, 4)) + label[:, None] * [0.0, 0.0, 2.0, 1.0]).tolist())},
     )  # fmt: skip
 
 

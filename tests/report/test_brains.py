@@ -55,8 +55,7 @@ def test_the_viewer_shows_test_scans_with_all_their_layers(
     assert sum(value > 0 for value in blot) == 27
     text = build_page(config, {"brains": stage}, tmp_path).read_text(encoding="utf-8")
     assert 'data-viewer="brain-viewer" data-scene="scan-1_blot" data-mm="12.00,12.00,12.00"' in text
-    assert "NiiVue" in text
-    assert text.count("niivue") > 0
+    assert "Copyright (c) 2021, Niivue" in text
     for path in (stage / "maps").glob("*.nii.gz"):
         path.unlink()
     text = build_page(config, {"brains": stage}, tmp_path).read_text(encoding="utf-8")

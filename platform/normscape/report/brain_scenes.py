@@ -112,7 +112,9 @@ def _map(source: Source, name: str, age_years: float, threshold: float) -> Scene
     if drawn and plain is not None:
         # Where the two scans differ, there the blot is.
         layers.append(lesion_layer(np.abs(scan - read_volume(plain)[0]) > 1e-3, inside, affine, label="Drawn blot"))
-    title = f"{name.removesuffix('_blot').replace('-', ' ')}, {age_years:.0f} years, {'with a drawn blot' if drawn else 'as it is'}"
+    title = (
+        f"{name.removesuffix('_blot').replace('-', ' ')}, {age_years:.0f} years, {'with a drawn blot' if drawn else 'as it is'}"
+    )
     return Scene(name, title, layers, _peak(anomaly, affine))
 
 

@@ -60,7 +60,9 @@ class Reason:
         """For example `+0.12 largest foreign patch, 1/8 of the side: 0.31, above the usual 0.18`."""
         side = "above" if self.value > self.usual else "below" if self.value < self.usual else "at"
         sign = "+" if self.change > 0 else "−"
-        return f"{sign}{abs(self.change):.2f} {self.feature}: {significant(self.value)}, {side} the usual {significant(self.usual)}"
+        return (
+            f"{sign}{abs(self.change):.2f} {self.feature}: {significant(self.value)}, {side} the usual {significant(self.usual)}"
+        )
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,9 @@ def _viewer(result: ScoredScan, affine: NDArray[np.float64], place_mm: tuple[flo
         reconstruction_layer(maps.reconstruction, maps.covered, affine),
         anomaly_layer(maps.anomaly, result.mask, affine, threshold=result.threshold),
     ]
-    return Viewer(VIEWER, [Scene("scan", result.scan.path.name, layers, place_mm)], "The pictures below show slices of the same volumes.")
+    return Viewer(
+        VIEWER, [Scene("scan", result.scan.path.name, layers, place_mm)], "The pictures below show slices of the same volumes."
+    )
 
 
 def _volumes(result: ScoredScan) -> tuple[NDArray[np.generic], ...]:

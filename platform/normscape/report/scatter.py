@@ -122,9 +122,7 @@ def _coordinates(source: Source) -> dict[str, NDArray[np.float64]]:
     return found
 
 
-def _planes(
-    name: str, values: NDArray[np.float64], table: Mapping[str, np.ndarray], chosen: NDArray[np.int64]
-) -> list[Plane]:
+def _planes(name: str, values: NDArray[np.float64], table: Mapping[str, np.ndarray], chosen: NDArray[np.int64]) -> list[Plane]:
     """The first two components, and the two that tell normal from anomalous best on training images where they differ."""
     lengths = [column.rsplit("/", 1)[-1] for column in table if column.startswith(f"length/{name}/")]
     resolutions = lengths if lengths and values.shape[1] % len(lengths) == 0 else [""]

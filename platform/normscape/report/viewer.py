@@ -128,12 +128,21 @@ def install(environment: jinja2.Environment) -> None:
 
 def _text(name: str) -> Markup:
     """A file of this package, to lie in a page as it is: `viewer.css`, `viewer.js` or `niivue.umd.js`."""
-    folder = "vendored" if name == "niivue.umd.js" else "templates"
-    return Markup((resources.files("normscape.report") / folder / name).read_text(encoding="utf-8"))
+    files = resources.files("normscape.report")
+    if name != "niivue.umd.js":
+        return Markup((files / "templates" / name).read_text(encoding="utf-8"))
+    # The licence asks that its text goes with every copy, and a page is one.
+    licence, bundle = ((files / "vendored" / file).read_text(encoding="utf-8") for file in ("NIIVUE_LICENSE", name))
+    return Markup(f"/*! NiiVue 0.69.0, https://github.com/niivue/niivue\n\n{licence}*/\n{bundle}")
 
 
 def scan_layer(
-    volume: NDArray[np.floating], inside: NDArray[np.generic], affine: NDArray[np.float64], *, low: float = -1.0, high: float = 1.0
+    volume: NDArray[np.floating],
+    inside: NDArray[np.generic],
+    affine: NDArray[np.float64],
+    *,
+    low: float = -1.0,
+    high: float = 1.0,
 ) -> Layer:
     """The scan, grey.
 
@@ -148,7 +157,12 @@ def scan_layer(
 
 
 def reconstruction_layer(
-    volume: NDArray[np.floating], inside: NDArray[np.generic], affine: NDArray[np.float64], *, low: float = -1.0, high: float = 1.0
+    volume: NDArray[np.floating],
+    inside: NDArray[np.generic],
+    affine: NDArray[np.float64],
+    *,
+    low: float = -1.0,
+    high: float = 1.0,
 ) -> Layer:
     """What the model made of the scan, hidden at first; arguments as in `scan_layer`."""
     data = packed(volume, inside, affine, low, high)
