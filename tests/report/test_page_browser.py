@@ -1,4 +1,4 @@
-"""The page of a run in a real browser: everything that can be touched does what it says, without a mistake and without a network."""
+"""The page of a run in a real browser: what can be touched does what it says, without mistakes, without a network."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_the_slider_changes_the_pictures(opened: Any) -> None:
 
 
 def test_a_point_shows_its_image_on_focus(opened: Any) -> None:
-    """Pointing and arrow keys choose a point; its own part of the sprite, its score and its facts are shown; planes move points."""
+    """Pointing and arrow keys choose a point: its part of the sprite, score and facts are shown; planes move points."""
     from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.common.keys import Keys
     from selenium.webdriver.support.ui import Select

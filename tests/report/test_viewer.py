@@ -21,10 +21,12 @@ AFFINE = np.array([[0.0, 0.0, 2.0, -20.0], [0.0, 2.0, 0.0, -30.0], [2.0, 0.0, 0.
 """Index (z, y, x) to RAS millimetres, 2 mm a voxel."""
 PEAK = (6, 10, 14)
 """Voxel z, y, x of the highest value: x 8, y -10, z 2 mm."""
-PAGE = """{% from "viewer.html" import viewer, viewer_style, viewer_scripts %}<!DOCTYPE html><html lang="en"><head><title>t</title>
+PAGE = """{% from "viewer.html" import viewer, viewer_style, viewer_scripts %}<!DOCTYPE html>
+<html lang="en"><head><title>t</title>
 <style>{{ style | safe }}{{ viewer_style() }}</style></head><body><main>{{ viewer(view) }}
 <table><tbody><tr data-viewer="v" data-scene="one" data-mm="8,-10,2" data-about="Region 1"><th scope="row">1</th></tr>
-<tr data-viewer="v" data-scene="two" data-mm="2,-8,0"><th scope="row">2</th></tr></tbody></table></main>{{ viewer_scripts() }}</body></html>"""
+<tr data-viewer="v" data-scene="two" data-mm="2,-8,0"><th scope="row">2</th></tr></tbody></table></main>
+{{ viewer_scripts() }}</body></html>"""
 
 
 def volumes() -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -35,7 +35,7 @@ class Attribution:
     contributions: Array
 
     def strongest(self, row: int, count: int) -> NDArray[np.int64]:
-        """The features that moved the score of a row most, up or down, the strongest first; those that did nothing are left out."""
+        """The features that moved the score of a row most, the strongest first; those that did nothing are left out."""
         moved = np.abs(self.contributions[row])
         order = np.argsort(-moved, kind="stable")[:count]
         return order[moved[order] > 0]
