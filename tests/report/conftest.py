@@ -255,16 +255,20 @@ def _project(folder: Path, random: np.random.Generator, size: int, hues: list[An
 
 def _score(folders: dict[str, Path], random: np.random.Generator) -> None:
     folder = folders["score"]
-    table = read_projections(folders["project"] / "projections.parquet")
-    images = {"sample_id": table.sample_id, "split": table.split, "subject": table.subject, "label": table.label}
-    label = table.label
+    projected = read_projections(folders["project"] / "projections.parquet")
+    images = {"sample_id": projected.sample_id, "split": projected.split, "subject": projected.subject, "label": projected.label}
+    label = projected.label
     detectors = ("l1", "forest", "forest_residuals", "unsupervised")
     scores = {f"{d}_score": np.clip(random.normal(0.35 + 0.3 * label, 0.15), 0, 1) for d in detectors}
     seen = ["length/identity/4", "angle_degrees", "residual_l1"]
     forest = ForestDetector(max_depth=(4,), n_estimators=(10,))
-    forest.fit(table.features(seen)[table.split == "train"], label[table.split == "train"], table.subject[table.split == "train"])
+    forest.fit(
+        projected.features(seen)[projected.split == "train"],
+        label[projected.split == "train"],
+        projected.subject[projected.split == "train"],
+    )
     forest.save(folder / "forest.skops", seen)
-    scores["forest_score"] = forest.decision_function(table.features(seen))
+    scores["forest_score"] = forest.decision_function(projected.features(seen))
     write(folder / "scores.parquet", **images, **scores)
     thesis = {
         ("l1", "test", "accuracy"): 0.77,

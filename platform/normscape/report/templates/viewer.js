@@ -185,7 +185,7 @@ window.normscapeViewer = (() => {
         if (layer.role === "anomaly" && value !== undefined) parts.push(`${layer.label.toLowerCase()} ${sign(Math.max(0, value), 2)}`);
         if (layer.role === "lesion" && value > 0.5) parts.push(`in: ${layer.label.toLowerCase()}`);
       });
-      this.element.dataset.place = mm.map((value) => value.toFixed(1)).join();
+      this.element.dataset.place = mm.map((value) => (Math.round(10 * value) / 10 + 0).toFixed(1)).join();
       this.place.textContent = [this.said, parts.join(" \u00b7 ")].filter(Boolean).join(": ");
       this.said = null;
     }
