@@ -78,7 +78,8 @@ def requested(driver: WebDriver) -> list[str]:
     """Addresses that the page asked for since it was opened, apart from what lies in it."""
     messages = (json.loads(entry["message"])["message"] for entry in driver.get_log("performance"))
     addresses = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
-    return [address for address in addresses if not address.startswith(("data:", "blob:"))]
+    # chrome: is the browser's own new tab, which may still be loading while a page is opened
+    return [address for address in addresses if not address.startswith(("data:", "blob:", "chrome:"))]
 
 
 def barriers(driver: WebDriver) -> list[str]:
