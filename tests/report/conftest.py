@@ -17,6 +17,10 @@ from PIL import Image, ImageDraw
 from normscape.config import Config
 from normscape.configio import config_digest, validate_config
 from normscape.report import page
+from normscape.scoring.features import read_projections
+from normscape.scoring.forest import ForestDetector
+from normscape.scoring.maps import REGION_SCHEMA
+from normscape.stages.brains import MAP_SCHEMA, PANELS, VENTRICLE_SCHEMA, write_nifti
 from normscape.stages.core import StageContext
 from normscape.training.recorder import SilentRecorder
 
@@ -245,18 +249,26 @@ def _project(folder: Path, random: np.random.Generator, size: int, hues: list[An
         split=split, label=label, angle_degrees=angle,
         **{"length/identity/4": random.uniform(4, 8, n)}, residual_l1=random.uniform(0.02, 0.2, n),
         blot_radius_px=pa.array(radius, mask=label == 0), blot_contrast=pa.array(random.uniform(0, 1, n), mask=label == 0),
-        **{"coordinates/identity": pa.array([[0.0, 1.0]] * n)},
+        **{"coordinates/identity": pa.array((random.normal(0, 1, (n, 4)) + label[:, None] * [0.0, 0.0, 2.0, 1.0]).tolist())},
     )  # fmt: skip
 
 
 def _score(folders: dict[str, Path], random: np.random.Generator) -> None:
     folder = folders["score"]
-    images = pq.read_table(
-        folders["project"] / "projections.parquet", columns=["sample_id", "split", "subject", "label"]
-    ).to_pydict()
-    label = np.array(images["label"])
+    projected = read_projections(folders["project"] / "projections.parquet")
+    images = {"sample_id": projected.sample_id, "split": projected.split, "subject": projected.subject, "label": projected.label}
+    label = projected.label
     detectors = ("l1", "forest", "forest_residuals", "unsupervised")
     scores = {f"{d}_score": np.clip(random.normal(0.35 + 0.3 * label, 0.15), 0, 1) for d in detectors}
+    seen = ["length/identity/4", "angle_degrees", "residual_l1"]
+    forest = ForestDetector(max_depth=(4,), n_estimators=(10,))
+    forest.fit(
+        projected.features(seen)[projected.split == "train"],
+        label[projected.split == "train"],
+        projected.subject[projected.split == "train"],
+    )
+    forest.save(folder / "forest.skops", seen)
+    scores["forest_score"] = forest.decision_function(projected.features(seen))
     write(folder / "scores.parquet", **images, **scores)
     thesis = {
         ("l1", "test", "accuracy"): 0.77,
@@ -294,3 +306,45 @@ def _score(folders: dict[str, Path], random: np.random.Generator) -> None:
     features = [f"length/{s}/{r}" for s in ("identity", "other") for r in (4, 8, 16, 32, 64)] + ["angle_degrees", "residual_l1"]
     write(folder / "importance.parquet", feature=features, importance=random.dirichlet(np.ones(12)))
     (folder / "detectors.json").write_text(json.dumps({"forest": {"threshold": 0.5}}))
+
+
+def build_brains(folder: Path) -> Path:
+    """What stage `brains` leaves: two maps of one scan, with their volumes, and two generated identities at two ages."""
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    np.save(folder / "generated.npy", random.integers(1, 255, (2, 2, 1, 20, 40), dtype=np.uint8))
+    np.save(folder / "maps.npy", random.integers(0, 255, (2, len(PANELS), 1, 20, 60), dtype=np.uint8))
+    shared = {"subject": "p-1", "session": "1", "age_years": 61.0, "peak_score": 0.91, "mean_score": 0.3, "patches": 352}
+    shared |= {"covered": 0.998, "seconds": 61.0}
+    blot = {"blot_radius_mm": 6.5, "blot_contrast": 0.7, "peak_in_blot": 1.0, "anomaly_auroc": 0.83, "residual_auroc": 0.71}
+    maps = [shared | {"name": "scan-1", "blot": 0}, shared | {"name": "scan-1_blot", "blot": 1} | blot]
+    ages = [
+        {"kind": "generated", "identity": str(i), "age_years": age, "volume_ml": age / 3 + i}
+        for i in (1, 2)
+        for age in (30.0, 70.0)
+    ]
+    ages += [{"kind": "scan", "identity": "p-1 1", "age_years": 61.0, "volume_ml": 21.0}]
+    region: dict[str, Any] = dict.fromkeys(REGION_SCHEMA.names, 12.0) | {"name": "scan-1_blot", "peak_score": 0.91}
+    schema = REGION_SCHEMA.insert(0, pa.field("name", pa.string()))
+    for name, rows, kind in (("maps", maps, MAP_SCHEMA), ("ventricles", ages, VENTRICLE_SCHEMA), ("regions", [region], schema)):
+        pq.write_table(pa.Table.from_pylist(rows, schema=kind), folder / f"{name}.parquet")
+    (folder / "slices.json").write_text(json.dumps({"panels": PANELS, "threshold": 0.55, "excess_shown": 4.0}))
+    growth = {"ventricle_growth_ml": 13.3, "ventricle_growth_ml_low": 12.9, "ventricle_growth_ml_high": 13.8}
+    (folder / "manifest.json").write_text(json.dumps({"metrics": growth, "seconds": 120.0}))
+    _brain_volumes(folder / "maps")
+    return folder
+
+
+def _brain_volumes(folder: Path) -> None:
+    """A ball as a brain, at 2 mm; the blot, and the peak of its map, are around 12, 12, 12 mm."""
+    affine = np.array([[0.0, 0.0, 2.0, -10.0], [0.0, 2.0, 0.0, -10.0], [2.0, 0.0, 0.0, -10.0], [0.0, 0.0, 0.0, 1.0]])
+    z, y, x = np.mgrid[:22, :22, :22]
+    brain = (z - 10.5) ** 2 + (y - 10.5) ** 2 + (x - 10.5) ** 2 < 100
+    scan = np.where(brain, np.sin(x / 3) * 2 + 0.1, 0)
+    blot = np.zeros(brain.shape, bool)
+    blot[10:13, 10:13, 10:13] = True
+    apart = (z - 11) ** 2 + (y - 11) ** 2 + (x - 11) ** 2
+    for name, image in (("scan-1", scan), ("scan-1_blot", np.where(blot, -2.5, scan))):
+        anomaly = np.where(brain, np.exp(-apart / 12.0), 0) * (0.95 if "blot" in name else 0.3)
+        for kind, volume in (("scan", image), ("reconstruction", scan * 0.9), ("anomaly", anomaly)):
+            write_nifti(folder / f"{name}_{kind}.nii.gz", volume, affine)

@@ -2,50 +2,27 @@
 
 from __future__ import annotations
 
-import json
+import base64
+import gzip
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from normscape.config import Config
+from normscape.report.brain_scenes import brain_viewer
 from normscape.report.brains import outlined, overlay
 from normscape.report.page import build_page
-from normscape.scoring.maps import REGION_SCHEMA
-from normscape.stages.brains import MAP_SCHEMA, PANELS, VENTRICLE_SCHEMA
+from normscape.report.source import Source
+from tests.report.conftest import build_brains
 
 
 @pytest.fixture
 def stage(tmp_path: Path) -> Path:
-    """What the stage leaves: two maps of one scan, two generated identities at two ages."""
-    folder = tmp_path / "brains"
-    folder.mkdir()
-    random = np.random.default_rng(0)
-    np.save(folder / "generated.npy", random.integers(1, 255, (2, 2, 1, 20, 40), dtype=np.uint8))
-    np.save(folder / "maps.npy", random.integers(0, 255, (2, len(PANELS), 1, 20, 60), dtype=np.uint8))
-    shared = {"subject": "p-1", "session": "1", "age_years": 61.0, "peak_score": 0.91, "mean_score": 0.3, "patches": 352}
-    shared |= {"covered": 0.998, "seconds": 61.0}
-    blot = {"blot_radius_mm": 6.5, "blot_contrast": 0.7, "peak_in_blot": 1.0, "anomaly_auroc": 0.83, "residual_auroc": 0.71}
-    maps = [shared | {"name": "scan-1", "blot": 0}, shared | {"name": "scan-1_blot", "blot": 1} | blot]
-    ages = [
-        {"kind": "generated", "identity": str(i), "age_years": age, "volume_ml": age / 3 + i}
-        for i in (1, 2)
-        for age in (30.0, 70.0)
-    ]
-    ages += [{"kind": "scan", "identity": "p-1 1", "age_years": 61.0, "volume_ml": 21.0}]
-    region: dict[str, Any] = dict.fromkeys(REGION_SCHEMA.names, 12.0) | {"name": "scan-1_blot", "peak_score": 0.91}
-    schema = REGION_SCHEMA.insert(0, pa.field("name", pa.string()))
-    for name, rows, kind in (("maps", maps, MAP_SCHEMA), ("ventricles", ages, VENTRICLE_SCHEMA), ("regions", [region], schema)):
-        pq.write_table(pa.Table.from_pylist(rows, schema=kind), folder / f"{name}.parquet")
-    (folder / "slices.json").write_text(json.dumps({"panels": PANELS, "threshold": 0.55, "excess_shown": 4.0}))
-    growth = {"ventricle_growth_ml": 13.3, "ventricle_growth_ml_low": 12.9, "ventricle_growth_ml_high": 13.8}
-    (folder / "manifest.json").write_text(json.dumps({"metrics": growth, "seconds": 120.0}))
-    return folder
+    """What the stage leaves, see `build_brains`."""
+    return build_brains(tmp_path / "brains")
 
 
 def test_the_section_shows_what_the_stage_left(stage: Path, toy_brain_config: Callable[..., Config], tmp_path: Path) -> None:
@@ -60,6 +37,30 @@ def test_the_section_shows_what_the_stage_left(stage: Path, toy_brain_config: Ca
     names = {"figure-12-generated-brains", "ventricles", "figure-13-reconstruction", "anomaly-maps"}
     assert {path.stem for path in (tmp_path / "figures").glob("*.png")} >= names
     assert Image.open(tmp_path / "figures" / "anomaly-maps.png").width > 500
+
+
+def test_the_viewer_shows_test_scans_with_all_their_layers(
+    stage: Path, toy_brain_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    """The scan with the blot comes first, the blot is where the two scans differ, and the row of its region points to it."""
+    config = toy_brain_config(brains={"ages": [30, 70]})
+    view = brain_viewer(Source(config, {"brains": stage}))
+    assert view is not None
+    assert [scene.name for scene in view.scenes] == ["scan-1_blot", "scan-1"]
+    assert [layer.role for layer in view.scenes[0].layers] == ["scan", "reconstruction", "anomaly", "lesion"]
+    assert [layer.role for layer in view.scenes[1].layers] == ["scan", "reconstruction", "anomaly"]
+    assert view.scenes[0].layers[2].low == 0.55
+    assert view.scenes[0].place_mm == (12.0, 12.0, 12.0)
+    blot = gzip.decompress(base64.b64decode(view.scenes[0].layers[3].data))[352:]
+    assert sum(value > 0 for value in blot) == 27
+    text = build_page(config, {"brains": stage}, tmp_path).read_text(encoding="utf-8")
+    assert 'data-viewer="brain-viewer" data-scene="scan-1_blot" data-mm="12.00,12.00,12.00"' in text
+    assert "Copyright (c) 2021, Niivue" in text
+    for path in (stage / "maps").glob("*.nii.gz"):
+        path.unlink()
+    text = build_page(config, {"brains": stage}, tmp_path).read_text(encoding="utf-8")
+    assert "data-viewer" not in text
+    assert len(text) < 1_500_000  # no viewer, no library
 
 
 def test_what_is_missing_is_said(stage: Path, toy_brain_config: Callable[..., Config], tmp_path: Path) -> None:

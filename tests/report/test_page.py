@@ -134,7 +134,7 @@ def test_page_can_be_read_without_eyes_or_mouse(page: Path) -> None:
     """Every image has an alternative text, the slider a label, links lead to existing places."""
     found = Tags(page)
     assert all(attributes.get("alt") for tag, attributes in found.tags if tag == "img")
-    inputs = {attributes["id"] for tag, attributes in found.tags if tag == "input"}
+    inputs = {attributes["id"] for tag, attributes in found.tags if tag in ("input", "select")}
     labels = {attributes["for"] for tag, attributes in found.tags if tag == "label"}
     assert inputs == labels
     ids = {attributes.get("id") for _, attributes in found.tags}

@@ -15,10 +15,12 @@ import numpy as np
 import normscape
 from normscape.config import Config
 from normscape.configio import config_digest, dump_yaml
-from normscape.report import brains, curve, detection, pictures, plots, tables
+from normscape.report import brains, curve, detection, pictures, plots, scatter, tables, viewer
+from normscape.report.reasons import Reason, forest_reasons
+from normscape.report.scatter import image_facts
 from normscape.report.source import Source, rows
 from normscape.report.thesis import DATA_NAMES
-from normscape.report.words import detector_name, duration, number, with_unit
+from normscape.report.words import detector_name, duration, number
 
 if TYPE_CHECKING:
     from normscape.stages.core import StageContext
@@ -29,12 +31,6 @@ WORST = 6
 """Images of each kind of mistake."""
 GRIDS = 6
 """Sample grids over training."""
-BLOT_FACTS = {
-    "blot_contrast": ("blot contrast", ""),
-    "blot_radius_px": ("blot radius", "px"),
-    "blot_radius_mm": ("blot radius", "mm"),
-}
-"""Column -> (name, unit) of what is told about a blot."""
 
 
 def run(context: StageContext) -> dict[str, float]:
@@ -85,7 +81,8 @@ def template_environment() -> jinja2.Environment:
     # Style and script are this package's own files; everything else is escaped.
     texts = resources.files("normscape.report") / "templates"
     environment.globals["style"] = (texts / "page.css").read_text(encoding="utf-8")
-    environment.globals["script"] = (texts / "page.js").read_text(encoding="utf-8")
+    environment.globals["script"] = "".join((texts / name).read_text(encoding="utf-8") for name in ("page.js", "scatter.js"))
+    viewer.install(environment)
     return environment
 
 
@@ -123,6 +120,7 @@ def _content(source: Source) -> dict[str, Any]:
         "slider": _slider(source),
         "samples": _samples(source),
         "mistakes": _mistakes(source),
+        "scatter": scatter.content(source),
         "curve": curve.sentence(source),
         "brains": brains.content(source),
         "yaml": text,
@@ -170,6 +168,8 @@ class Mistake:
     difference: str
     score: str
     facts: str
+    reasons: list[str]
+    """What drove the score, the strongest first; empty where that is not known."""
 
 
 def _mistakes(source: Source) -> dict[str, Any] | None:
@@ -183,25 +183,36 @@ def _mistakes(source: Source) -> dict[str, Any] | None:
         return None
     detector = "forest" if "forest" in names else names[0]
     score = scored[f"{detector}_score"].astype(float)
-    sides = {}
+    worst: dict[str, list[int]] = {}
     for side, kind, sign in (("alarms", 0, -1.0), ("misses", 1, 1.0)):
         candidates = np.flatnonzero((scored["split"] == "test") & (scored["label"] == kind))
-        order = candidates[np.argsort(sign * score[candidates], kind="stable")][:WORST]
-        sides[side] = [_mistake(source, scored, inputs, rebuilt, int(row), score) for row in order]
+        worst[side] = candidates[np.argsort(sign * score[candidates], kind="stable")][:WORST].tolist()
+    why = forest_reasons(source, [row for side in worst.values() for row in side]) if detector == "forest" else None
+    sides = {
+        side: [_mistake(source, scored, inputs, rebuilt, row, score, why.of[row] if why else []) for row in chosen]
+        for side, chosen in worst.items()
+    }
     threshold = source.json("score", "detectors.json").get(detector, {}).get("threshold")
-    return {"detector": detector_name(detector), "threshold": number(threshold) if threshold is not None else "", **sides}
+    return {
+        "detector": detector_name(detector),
+        "threshold": number(threshold) if threshold is not None else "",
+        "bias": number(why.bias) if why else "",
+        "usual": why.compared if why else "",
+        **sides,
+    }
 
 
 def _mistake(
-    source: Source, table: Mapping[str, np.ndarray], inputs: np.ndarray, rebuilt: np.ndarray, row: int, score: np.ndarray
+    source: Source,
+    table: Mapping[str, np.ndarray],
+    inputs: np.ndarray,
+    rebuilt: np.ndarray,
+    row: int,
+    score: np.ndarray,
+    why: list[Reason],
 ) -> Mistake:
     image, copy = pictures.flat(inputs[row]), pictures.flat(rebuilt[row])
     difference = (255 - np.minimum(255, 2 * np.abs(image.astype(int) - copy.astype(int)))).astype(np.uint8)
-    facts = [str(table["subject"][row])] if "subject" in table else []
-    known = {a.column: (a.name, a.unit) for a in source.config.value_attributes if a.column} | BLOT_FACTS
-    for column, (name, unit) in known.items():
-        values = table.get(column)
-        if values is not None and np.issubdtype(values.dtype, np.number) and np.isfinite(values[row]):
-            facts.append(f"{name} {with_unit(float(values[row]), unit, 2 if not unit else 1)}")
     shown, again, apart = (plots.data_uri(pictures.image_png(pixels)) for pixels in (image, copy, difference))
-    return Mistake(shown, again, apart, number(float(score[row])), ", ".join(facts))
+    facts = image_facts(source.config, table, row)
+    return Mistake(shown, again, apart, number(float(score[row])), facts, [reason.sentence for reason in why])
