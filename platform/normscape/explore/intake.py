@@ -63,9 +63,7 @@ def declared_bytes(file: IO[bytes]) -> int:
     start = file.read(4)
     if len(start) < 4:
         raise DataError("expected a NIfTI file, found an empty one")
-    order, size = next(
-        ((order, number) for order in "<>" if (number := struct.unpack(f"{order}i", start)[0]) in _HEADS), ("", 0)
-    )
+    order, size = next(((order, number) for order in "<>" if (number := struct.unpack(f"{order}i", start)[0]) in _HEADS), ("", 0))
     head = start + file.read(_HEADS[size] - 4) if order else start
     if not order or len(head) < _HEADS[size]:
         raise DataError("expected a NIfTI file, found something else")

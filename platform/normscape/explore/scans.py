@@ -90,9 +90,7 @@ def scoring(upload: Upload, asked: Asked, model: ScanModel) -> Callable[[Tell], 
 
         known = Scan(upload.path, upload.path.name.split(".")[0], age_years=asked.age_years, sex=asked.sex)
         try:
-            result = score_scan(
-                known, chosen, upload.folder / RESULTS, estimate_age=asked.age_years is None, progress=tell
-            )
+            result = score_scan(known, chosen, upload.folder / RESULTS, estimate_age=asked.age_years is None, progress=tell)
         except DataError as error:
             raise DataError(said(upload, error)) from error
         result = replace(result, scan=replace(result.scan, path=Path(upload.name)))  # the name that the person knows

@@ -130,5 +130,3 @@ def warnings(settings: Settings) -> Iterator[str]:
     if not is_loopback(settings.host):
         yield "other machines can reach this page: give its address, which holds a token, only to whom you trust"
         yield "it is sent without encryption; across an untrusted network use an SSH tunnel to 127.0.0.1 instead"
-
-

@@ -92,9 +92,7 @@ class Slab:
         return np.repeat(np.asarray(cut, np.uint8)[..., None], 3, axis=-1)
 
 
-def patch_positions(
-    centres: NDArray[np.int64], side: int, frame_mask: NDArray[np.uint8], affine: NDArray[np.float64]
-) -> Tensor:
+def patch_positions(centres: NDArray[np.int64], side: int, frame_mask: NDArray[np.uint8], affine: NDArray[np.float64]) -> Tensor:
     """Where patches lie, as `normscape.datasets.patches.PatchSource.values` says it.
 
     Args:

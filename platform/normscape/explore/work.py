@@ -189,4 +189,7 @@ def _outcome(job: Job) -> tuple[str, str]:
         if is_disk_full(error, Path.cwd()):
             return FAILED, "the disk of this machine is full"
         _log.exception("scoring failed")
-        return FAILED, f"a bug of normscape ({type(error).__name__}); what it said stands in the terminal where the page was started"
+        return (
+            FAILED,
+            f"a bug of normscape ({type(error).__name__}); what it said stands in the terminal where the page was started",
+        )
