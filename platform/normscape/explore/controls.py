@@ -60,9 +60,7 @@ class Control:
         """
         a = self.attribute
         if not a.value_min - 1e-6 <= value <= a.value_max + 1e-6:  # NaN fails too
-            raise DataError(
-                f"{a.name}: the model knows {a.value_min:g} to {a.value_max:g} {a.unit}, asked for {value:g}".rstrip()
-            )
+            raise DataError(f"{a.name}: the model knows {a.value_min:g} to {a.value_max:g} {a.unit}; asked for {value:g}")
         return min(max(value, a.value_min), a.value_max)
 
 

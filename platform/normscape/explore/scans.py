@@ -60,8 +60,8 @@ class Asked:
             raise DataError(f"strip: choose {', '.join(filter(None, STRIPPERS))}, or leave it out")
         if not age.strip():
             raise DataError(
-                "The age is missing. The model compares a brain with brains of the same age; write `unknown` to have it read from "
-                "the scan itself, which hides what makes a brain look older than it is"
+                "The age is missing. The model compares a brain with brains of the same age; write `unknown` to have it read "
+                "from the scan itself, which hides what makes a brain look older than it is"
             )
         if is_unknown(age):
             return Asked(None, to_sex(sex), strip)

@@ -191,5 +191,5 @@ def _outcome(job: Job) -> tuple[str, str]:
         _log.exception("scoring failed")
         return (
             FAILED,
-            f"a bug of normscape ({type(error).__name__}); what it said stands in the terminal where the page was started",
+            f"a bug of normscape ({type(error).__name__}); the terminal where the page was started says more",
         )
