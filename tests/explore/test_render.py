@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from normscape.datasets.samples import to_uint8
 from normscape.datasets.prepared import PreparedCohort
+from normscape.datasets.samples import to_uint8
 from normscape.errors import DataError, UserError
 from normscape.explore.render import MOST_FRAMES, Renderer
 from normscape.explore.slab import PLANES, patch_positions

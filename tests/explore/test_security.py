@@ -114,5 +114,5 @@ def test_an_address_that_is_taken_is_said() -> None:
         taken.listen()
         with pytest.raises(UserError, match="in use; another number, or 0"):
             bind("127.0.0.1", taken.getsockname()[1])
-    with pytest.raises(UserError, match="--host 192.0.2.1"):
+    with pytest.raises(UserError, match=r"--host 192\.0\.2\.1"):
         bind("192.0.2.1", 0)

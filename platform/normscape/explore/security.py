@@ -102,9 +102,9 @@ class Guard:
         if not self._is_ours(host):
             return problem(421, "this address is not one of this server's; open the one that it printed at its start")
         if request.method not in _SAFE:
-            origin = request.headers.get("origin", "")
+            origin = request.headers.get("origin", "").lower()
             site = request.headers.get("sec-fetch-site", "same-origin")
-            if urlsplit(origin).netloc.lower() != host.lower() or site != "same-origin":
+            if origin not in (f"http://{host}".lower(), f"https://{host}".lower()) or site != "same-origin":
                 return problem(403, "only the page itself may change something here")
         return None
 
