@@ -119,7 +119,7 @@ def test_patches_lie_where_the_networks_learned_that_they_lie(
     from normscape.datasets.patches import POSITION_COLUMN, open_patches
 
     cohort = prepared_cohort()
-    data = brains.config.data.model_copy(update={"patches_per_subject": 8})
+    data = brains.config.data.model_copy(update={"patches_per_subject": 8, "spacing_mm": 2.0})
     source = open_patches(data, 8, cohort=PreparedCohort.open(cohort.folder), seed=0)
     found = patch_positions(
         source.center.astype(np.int64), 8, np.asarray(source.cohort.atlas_mask), np.asarray(source.cohort.affine)

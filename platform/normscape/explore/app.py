@@ -169,6 +169,8 @@ def _add_scans(app: FastAPI, trained: Trained, storage: Storage, worker: Worker,
                 async with reading:
                     await anyio.to_thread.run_sync(check_scan, upload)
                 worker.add(Job(upload.id, upload.owner, scoring(upload, asked, model)))
+        except TooLarge:
+            raise
         except UserError:
             await _drain(request, most_bytes)
             raise
@@ -272,8 +274,11 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(UserError)
     async def user_error(_: Request, error: UserError) -> JSONResponse:
-        status = 413 if isinstance(error, TooLarge) else 409 if isinstance(error, Full) else 422
-        return problem(status, str(error))
+        if isinstance(error, TooLarge):
+            answer = problem(413, str(error))
+            answer.headers["Connection"] = "close"  # else the server would go on reading what it does not want
+            return answer
+        return problem(409 if isinstance(error, Full) else 422, str(error))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:

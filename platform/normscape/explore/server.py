@@ -84,8 +84,8 @@ def listening(trained: Trained, settings: Settings) -> Iterator[Listening]:
             guard = Guard(settings.host, port, settings.token)
             app = create_app(trained, storage, worker, guard, most_bytes=settings.most_bytes)
             config = uvicorn.Config(
-                app, log_level="warning", access_log=False, server_header=False, proxy_headers=False, lifespan="off", limit_concurrency=MOST_REQUESTS,
-                timeout_graceful_shutdown=2,
+                app, log_level="warning", access_log=False, server_header=False, proxy_headers=False, lifespan="off",
+                limit_concurrency=MOST_REQUESTS, timeout_graceful_shutdown=2,
             )  # fmt: skip
             yield Listening(uvicorn.Server(config), bound, page_url(settings.host, port, settings.token), storage)
         finally:
