@@ -11,11 +11,13 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from normscape.report.brain_scenes import brain_viewer, case_name, case_peak, target
 from normscape.report.pictures import framed
 from normscape.report.plots import Plot
 from normscape.report.source import Source, rows, where
 from normscape.report.style import Theme, grid, label, legend, panel
 from normscape.report.tables import Grid, Headline
+from normscape.report.viewer import Viewer
 from normscape.report.words import duration, number, percent
 from normscape.scoring.maps import EXCESS_SHOWN
 
@@ -87,10 +89,12 @@ def content(source: Source) -> dict[str, Any] | None:
     """What the template shows beside the figures; None where the run has no such stage."""
     if STAGE not in source.folders:
         return None
+    view = brain_viewer(source)
     return {
+        "viewer": view,
         "maps": map_table(source),
-        "regions": region_table(source),
-        "cases": case_table(source),
+        "regions": region_table(source, view),
+        "cases": case_table(source, view),
         "stride": source.config.brains.stride,
     }
 
@@ -271,8 +275,8 @@ def map_table(source: Source) -> Grid | None:
     return Grid([*head, "Covered", "Time"], lines, "Anomaly maps", note)
 
 
-def case_table(source: Source) -> Grid | None:
-    """One row a case from outside the cohort."""
+def case_table(source: Source, view: Viewer | None = None) -> Grid | None:
+    """One row a case from outside the cohort; a row of a case in the viewer points to its highest peak."""
     table = source.table(STAGE, "cases.parquet", "name", "age_years", "peak_score", "anomaly_auroc", "residual_auroc", "reason")
     if table is None:
         return None
@@ -290,25 +294,43 @@ def case_table(source: Source) -> Grid | None:
         lines.append([*cells, str(int(table["regions"][i])), ""])
     head = ["Case", "Age", "Lesion", "Peak", "Peak in lesion", "AUROC anomaly map", "score", "residual", "excess", "Regions", ""]
     note = "Areas under the ROC curve are over the voxels of the brain, lesion against the rest: single cases, not a test."
-    return Grid(head, lines, "Cases from outside the cohort", note)
+    peaks = [(str(name), case_peak(source, str(name))) for name in table["name"]]
+    targets = [target(view, case_name(name), peak, f"Case {name}, peak") if peak else None for name, peak in peaks]
+    return Grid(head, lines, "Cases from outside the cohort", note, targets=targets)
 
 
-def region_table(source: Source) -> Grid | None:
+def region_table(source: Source, view: Viewer | None = None) -> Grid | None:
     """The regions with the highest peaks of all maps."""
     table = source.table(STAGE, "regions.parquet", "name", "peak_score")
     if table is None:
         return None
-    return region_grid(table, "Most abnormal regions", first="name", spaces=("atlas",))
+    return region_grid(table, "Most abnormal regions", first="name", spaces=("atlas",), view=view)
 
 
 def region_grid(
-    table: dict[str, NDArray[Any]], caption: str, *, first: str = "", spaces: tuple[str, ...] = ("atlas", "scan")
+    table: dict[str, NDArray[Any]],
+    caption: str,
+    *,
+    first: str = "",
+    spaces: tuple[str, ...] = ("atlas", "scan"),
+    view: Viewer | None = None,
 ) -> Grid:
-    """A table of regions: `REGION_SCHEMA` as columns, and maybe a first one."""
+    """A table of regions: `REGION_SCHEMA` as columns, and maybe a first one.
+
+    Args:
+        table: column to values.
+        caption: of the table.
+        first: column that names the row, and the scene of the viewer that it belongs to; else rows are numbered.
+        spaces: whose coordinates are shown.
+        view: a viewer in the space of the atlas whose crosshair the rows move; its first scene where rows are numbered.
+    """
     order = np.argsort(-table["peak_score"], kind="stable")[:REGIONS_SHOWN]
-    lines = []
+    lines, targets = [], []
     for place, i in enumerate(order, start=1):
         name = f"{place}" if not first else str(table[first][i])
+        scene = str(table[first][i]) if first else view.scenes[0].name if view is not None else ""
+        x, y, z = (float(table[f"atlas_peak_{axis}_mm"][i]) for axis in "xyz")
+        targets.append(target(view, scene, (x, y, z), f"Region {place}, peak {number(table['peak_score'][i])}"))
         cells = [name, number(table["peak_score"][i]), number(table["mean_score"][i]), f"{table['volume_ml'][i]:.2f} ml"]
         for space in spaces:
             cells.append(", ".join(number(table[f"{space}_peak_{axis}_mm"][i], 0) for axis in "xyz"))
@@ -319,4 +341,6 @@ def region_grid(
         head += [f"Peak, {space} (mm)", f"Centre, {space} (mm)"]
     note = "Connected voxels above the threshold. Coordinates are x, y, z in RAS millimetres: right, front, top."
     more = len(table["peak_score"]) - len(order)
-    return Grid(head, lines, caption, note + (f" {more} more are in the file." if more > 0 else ""))
+    if any(targets):
+        note += " A row moves the crosshair of the view to its peak."
+    return Grid(head, lines, caption, note + (f" {more} more are in the file." if more > 0 else ""), targets=targets)

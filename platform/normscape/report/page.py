@@ -15,7 +15,7 @@ import numpy as np
 import normscape
 from normscape.config import Config
 from normscape.configio import config_digest, dump_yaml
-from normscape.report import brains, curve, detection, pictures, plots, tables
+from normscape.report import brains, curve, detection, pictures, plots, tables, viewer
 from normscape.report.source import Source, rows
 from normscape.report.thesis import DATA_NAMES
 from normscape.report.words import detector_name, duration, number, with_unit
@@ -86,6 +86,7 @@ def template_environment() -> jinja2.Environment:
     texts = resources.files("normscape.report") / "templates"
     environment.globals["style"] = (texts / "page.css").read_text(encoding="utf-8")
     environment.globals["script"] = (texts / "page.js").read_text(encoding="utf-8")
+    viewer.install(environment)
     return environment
 
 

@@ -11,10 +11,12 @@ from PIL import Image
 
 import normscape
 from normscape.datasets import slices
+from normscape.report.brain_scenes import VIEWER
 from normscape.report.brains import coloured, grey_picture, overlay, region_grid
 from normscape.report.page import template_environment
 from normscape.report.pictures import image_png
 from normscape.report.plots import data_uri
+from normscape.report.viewer import Scene, Viewer, anomaly_layer, reconstruction_layer, scan_layer
 from normscape.report.words import number
 from normscape.scoring.maps import EXCESS_SHOWN
 from normscape.stages.scan import ScoredScan
@@ -49,6 +51,7 @@ def build_scan_page(result: ScoredScan, affine: NDArray[np.float64]) -> Path:
     ]
     place = affine @ [*peak, 1]
     table = {name: result.regions[name].to_numpy() for name in result.regions.column_names}
+    view = _viewer(result, affine, (float(place[0]), float(place[1]), float(place[2])))
     content: dict[str, Any] = {
         "name": result.scan.path.name,
         "facts": _facts(result),
@@ -60,12 +63,24 @@ def build_scan_page(result: ScoredScan, affine: NDArray[np.float64]) -> Path:
         "peak_mm": ", ".join(number(float(value), 0) for value in place[:3]),
         "threshold": number(result.threshold, 2),
         "excess_shown": f"{EXCESS_SHOWN:g}" if maps.excess.any() else "",
-        "regions": region_grid(table, "Most abnormal regions") if len(result.regions) else None,
+        "viewer": view,
+        "regions": region_grid(table, "Most abnormal regions", view=view) if len(result.regions) else None,
         "normscape_version": normscape.__version__,
     }
     page = result.folder / PAGE_NAME
     page.write_text(template_environment().get_template("scan.html").render(content), encoding="utf-8")
     return page
+
+
+def _viewer(result: ScoredScan, affine: NDArray[np.float64], place_mm: tuple[float, float, float]) -> Viewer:
+    """The scan, its reconstruction and its anomaly map, on the atlas's grid."""
+    maps = result.maps
+    layers = [
+        scan_layer(maps.image, result.mask, affine),
+        reconstruction_layer(maps.reconstruction, maps.covered, affine),
+        anomaly_layer(maps.anomaly, result.mask, affine, threshold=result.threshold),
+    ]
+    return Viewer(VIEWER, [Scene("scan", result.scan.path.name, layers, place_mm)], "The pictures below show slices of the same volumes.")
 
 
 def _volumes(result: ScoredScan) -> tuple[NDArray[np.generic], ...]:

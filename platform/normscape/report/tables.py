@@ -11,6 +11,7 @@ from normscape.config import AttributeConfig
 from normscape.report.figures import explained_ratios
 from normscape.report.source import Source, Table, rows, unique, where
 from normscape.report.thesis import REFERENCES, Reference
+from normscape.report.viewer import Target
 from normscape.report.words import duration, number, percent, significant, title, with_unit
 
 _DISTANCES = {"euclidean": "Euclidean", "l1": "L1"}
@@ -28,6 +29,8 @@ class Grid:
     """Columns that hold the thesis's numbers."""
     strong: Sequence[int] = ()
     """Rows that matter most."""
+    targets: Sequence[Target | None] = ()
+    """For each row, where it moves the crosshair of a viewer; empty where no row does."""
 
 
 @dataclass(frozen=True)
