@@ -32,10 +32,11 @@ PAGE_POLICY = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 RESULT_POLICY = (
-    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'self'; "
-    "sandbox"
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; connect-src data: blob:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'self'; sandbox allow-scripts"
 )
-"""A scan's page has its style and pictures inside, and needs no script."""
+"""A scan's page has its style, script and volumes inside. The sandbox makes it a page of nowhere: it has no cookie, reaches
+nothing of this server, and nothing else."""
 _SAFE = ("GET", "HEAD")
 Next = Callable[[Request], Awaitable[Response]]
 

@@ -114,8 +114,15 @@ function showResult(row, scan) {
   row.querySelector(".result").hidden = false;
   const picture = row.querySelector(".overlay");
   picture.src = `${base}overlay.png`;
-  picture.alt = `Slices through the highest value of ${scan.name}; the anomaly map over them. Opens the map's page`;
-  row.querySelector(".whole").href = `${base}index.html`;
+  picture.alt = `Slices through the highest value of ${scan.name}; the anomaly map over them`;
+  const whole = row.querySelector(".whole");
+  whole.addEventListener("toggle", () => {
+    if (whole.querySelector("iframe")) return; // it holds volumes: loaded when it is asked for
+    const frame = Object.assign(document.createElement("iframe"), { title: `Map of ${scan.name}` });
+    frame.setAttribute("sandbox", "allow-scripts");
+    frame.src = `${base}index.html`;
+    whole.append(frame);
+  });
   for (const note of [...scan.result.p_values.map((p) => `p ${p.p.toPrecision(2)}, ${p.about}`), ...scan.result.notes]) {
     row.querySelector(".notes").append(Object.assign(document.createElement("li"), { textContent: note }));
   }
