@@ -15,7 +15,8 @@ from tests.explore.visitors import Serve
 PIXELS = """const c = arguments[0]; return Array.from(c.getContext('2d').getImageData(0, 0, c.width, c.height).data)
   .filter((_, i) => i % 4 < 3)"""
 SLIDE = "arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('input', {bubbles: true}))"
-DROP = """const data = new DataTransfer(); data.items.add(new File([Uint8Array.from(atob(arguments[1]), (c) => c.charCodeAt(0))], arguments[2]));
+DROP = """const data = new DataTransfer(), bytes = Uint8Array.from(atob(arguments[1]), (c) => c.charCodeAt(0));
+  data.items.add(new File([bytes], arguments[2]));
   arguments[0].dispatchEvent(new DragEvent('drop', {dataTransfer: data, bubbles: true, cancelable: true}))"""
 
 
