@@ -87,6 +87,7 @@ def listening(trained: Trained, settings: Settings) -> Iterator[Listening]:
                 app, log_level="warning", access_log=False, server_header=False, proxy_headers=False, lifespan="off",
                 limit_concurrency=MOST_REQUESTS, timeout_graceful_shutdown=2,
             )  # fmt: skip
+            bound.listen()  # whoever reads the address and comes at once waits for the server, and is not turned away
             yield Listening(uvicorn.Server(config), bound, page_url(settings.host, port, settings.token), storage)
         finally:
             worker.close(_GOODBYE_SECONDS)
