@@ -32,6 +32,13 @@ def pixels(driver: Any, canvas: Any) -> list[int]:
     return list(driver.execute_script(PIXELS, canvas))
 
 
+def open_page(driver: Any, address: str) -> None:
+    """Open the page, and wait until its first picture is there."""
+    visit(driver, address)
+    shown = "#sides canvas[aria-label*=' at ']"
+    wait(driver, lambda _: driver.find_elements("css selector", shown), "no picture")
+
+
 def picture_at(driver: Any, canvas: Any, text: str) -> list[int]:
     """A canvas's pixels, once it says that it shows something and nothing is under way."""
     wait(driver, lambda _: text in canvas.get_attribute("aria-label") and not driver.find_element("id", "loading").text, text)
@@ -41,9 +48,8 @@ def picture_at(driver: Any, canvas: Any, text: str) -> list[int]:
 def test_the_slider_changes_the_picture(driver: Any, chairs: Trained, serve: Serve) -> None:
     """And back again gives the first picture; keys move it, too; nothing but the server is asked, and nothing complains."""
     site = serve(chairs)
-    visit(driver, site.listening.url)
+    open_page(driver, site.listening.url)
     canvas = driver.find_element("css selector", "canvas")
-    wait(driver, lambda _: driver.find_elements("id", "knob-angle"), "no slider")
     slider = driver.find_element("id", "knob-angle")
     first = picture_at(driver, canvas, "angle 45 degrees")
     driver.execute_script(SLIDE, slider, 0)
@@ -63,8 +69,7 @@ def test_the_slider_changes_the_picture(driver: Any, chairs: Trained, serve: Ser
 
 def test_two_subjects_and_their_difference(driver: Any, chairs: Trained, serve: Serve) -> None:
     """One slider moves both; the third picture is the difference of what is shown; a subject of the run comes with its image."""
-    visit(driver, serve(chairs).listening.url)
-    wait(driver, lambda _: driver.find_elements("id", "knob-angle"), "no slider")
+    open_page(driver, serve(chairs).listening.url)
     driver.find_element("id", "compare").click()
     one, two, difference = driver.find_elements("css selector", "#sides canvas")
     driver.execute_script(SLIDE, driver.find_element("id", "knob-angle"), 10)
@@ -89,7 +94,7 @@ def test_two_subjects_and_their_difference(driver: Any, chairs: Trained, serve: 
 def test_a_wrong_file_gets_its_message_and_the_form_stays(driver: Any, brains: Trained, serve: Serve, tmp_path: Path) -> None:
     """One that the page itself sees through, and one that only the server does; what was typed is still there."""
     site = serve(brains)
-    visit(driver, site.listening.url)
+    open_page(driver, site.listening.url)
     wait(driver, lambda _: driver.find_element("id", "scans").is_displayed(), "no place for scans")
     age, said = driver.find_element("id", "age"), driver.find_element("id", "scan-problem")
     drop = driver.find_element("id", "drop")
@@ -111,7 +116,7 @@ def test_a_wrong_file_gets_its_message_and_the_form_stays(driver: Any, brains: T
 def test_a_dropped_scan_gets_its_map(driver: Any, brains: Trained, serve: Serve, scan_file: Path) -> None:
     """With its progress, its picture, its files and its page, whose viewer runs although the page may ask for nothing."""
     site = serve(brains)
-    visit(driver, site.listening.url)
+    open_page(driver, site.listening.url)
     wait(driver, lambda _: driver.find_element("id", "scans").is_displayed(), "no place for scans")
     wait(
         driver, lambda _: "age 50 years" in driver.find_element("css selector", "canvas").get_attribute("aria-label"), "no brain"
