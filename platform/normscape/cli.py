@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 import normscape
-from normscape import cli_bundle, cli_evaluate, cli_init, cli_look, cli_models, cli_prepare, cli_score, cli_sweep
+from normscape import cli_bundle, cli_evaluate, cli_explore, cli_init, cli_look, cli_models, cli_prepare, cli_score, cli_sweep
 from normscape.cli_shared import (
     EXPERIMENTS,
     OTHERS,
@@ -163,6 +163,7 @@ cli_sweep.register(app)
 cli_init.register(app)
 cli_prepare.register(app)
 cli_score.register(app)
+cli_explore.register(app)
 cli_models.register(app)
 cli_bundle.register(app)
 cli_look.register_doctor(app)
