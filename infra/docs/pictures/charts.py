@@ -87,7 +87,7 @@ def density(path: Path) -> None:
         unusual = away > 2
         colour = ORANGE if unusual else GREEN
         given.plot([years], [value], marker="o", color=colour, markersize=8)
-        given.annotate(f"{name}: m = {away:.1f}", (years, value), xytext=(-4, 10), textcoords="offset points", fontsize=9, ha="center")
+        given.annotate(f"{name}: m = {away:.1f}", (years, value), xytext=(0, 10 if unusual else -18), textcoords="offset points", fontsize=9, ha="center")
     plain.axhline(new["A"][1], color=MUTED, linewidth=1.1, linestyle="--")
     plain.annotate(
         f"A and B: {abs(new['A'][1] - place.mean()) / overall:.1f} deviations from the mean, both", (2, new["A"][1]),
