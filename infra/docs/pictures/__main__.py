@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from infra.docs.pictures import architecture, charts, drawn, fitted, guides
+from infra.docs.pictures import architecture, charts, drawn, fitted, guides, rebuilt
 
 IMAGES = Path(__file__).resolve().parents[3] / "docs" / "images"
 PICTURES: dict[str, Callable[[Path], None]] = {
@@ -23,6 +23,7 @@ PICTURES: dict[str, Callable[[Path], None]] = {
     "own-detector-places": guides.detector,
     "scaling-hours": charts.scaling,
     "conditional-density": charts.density,
+    "conditional-rebuilt": rebuilt.conditional,
     "anomalies-chairs": drawn.chair_families,
     "data-simulated-scans": drawn.prepared_scans,
     "detectors-chairs": fitted.without_gradients,
