@@ -28,7 +28,8 @@ def pictures(text: str) -> list[tuple[str, str]]:
 def drawn_names() -> set[str]:
     """Names of the pictures that the script draws, read from its source."""
     tree = ast.parse((SCRIPT / "__main__.py").read_text(encoding="utf-8"))
-    tables = [node.value for node in tree.body if isinstance(node, ast.AnnAssign) and getattr(node.target, "id", "") == "PICTURES"]
+    assigned = [node for node in tree.body if isinstance(node, ast.AnnAssign)]
+    tables = [node.value for node in assigned if getattr(node.target, "id", "") == "PICTURES"]
     assert len(tables) == 1
     assert isinstance(tables[0], ast.Dict)
     return {ast.literal_eval(key) for key in tables[0].keys if key is not None}

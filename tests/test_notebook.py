@@ -58,9 +58,8 @@ def test_it_is_a_notebook_that_nobody_has_run() -> None:
 
 def test_its_links_lead_somewhere() -> None:
     """To pages of the documentation, beside its folder."""
-    targets = [
-        target for cell in cells() if cell["cell_type"] == "markdown" for target in re.findall(r"\]\(([^)#]+)", "".join(cell["source"]))
-    ]
+    texts = ["".join(cell["source"]) for cell in cells() if cell["cell_type"] == "markdown"]
+    targets = [target for text in texts for target in re.findall(r"\]\(([^)#]+)", text)]
     assert targets
     for target in targets:
         assert (NOTEBOOK.parent / target).resolve().is_relative_to(ROOT / "docs"), target

@@ -1,6 +1,7 @@
-"""Draw the pictures of the pages: `python -m infra.docs.pictures [NAME ...]`, from the root of the repository; all when none is named.
+"""Draw the pictures of the pages: `python -m infra.docs.pictures [NAME ...]`, from the root of the repository.
 
-Nothing but simulated brains, rendered chairs and diagrams. Pictures are committed; `make docs-pictures` draws them anew.
+All when none is named. Nothing but simulated brains, rendered chairs and diagrams. Pictures are committed;
+`make docs-pictures` draws them anew.
 """
 
 from __future__ import annotations

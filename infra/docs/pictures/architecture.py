@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 from infra.docs.pictures.sheet import Box, Colour, Sheet
@@ -20,7 +21,7 @@ def design(path: Path) -> None:
         ("config", "one schema for all", "grey"),
     ]
     boxes = [sheet.box(0.2, 3.9 - 0.74 * i, 3.6, 0.52, title, text, colour) for i, (title, text, colour) in enumerate(layers)]
-    for upper, lower in zip(boxes, boxes[1:], strict=False):
+    for upper, lower in itertools.pairwise(boxes):
         sheet.arrow(upper.bottom, lower.top)
     sheet.text(6.1, 4.7, "Stages: a folder each, up to date by its key", size=10, bold=True)
     rows = [("prepare", "auxiliary"), ("gan", "controllers"), ("latents", "normals"), ("project", "score"), ("brains", "report")]
@@ -38,7 +39,8 @@ def design(path: Path) -> None:
             elif place is not None:
                 sheet.arrow((place.bottom[0], place.bottom[1]), (box.top[0] + 0.4, box.top[1]))
             place = box
-    sheet.text(6.1, 0.42, "key = digest of name, version, the sections of the\nconfiguration that it reads, and the keys of its inputs", muted=True)
+    sheet.text(6.1, 0.5, "key = digest of name, version, the sections of the", muted=True)
+    sheet.text(6.1, 0.34, "configuration that it reads, and the keys of its inputs", muted=True)
     sheet.save(path)
 
 
@@ -48,11 +50,13 @@ def cluster(path: Path) -> None:
     you = sheet.box(0.2, 2.55, 1.6, 0.9, "you", "ray job submit\nkubectl create", "grey")
     sheet.box(2.25, 1.85, 5.55, 2.05, colour="grey")
     sheet.text(5.0, 3.75, "Ray cluster", bold=True)
-    head = sheet.box(2.45, 2.1, 1.75, 1.4, "head", "entry point jobs/run.py\nprepare, controllers,\nlatents, score, report", "blue")
+    head = sheet.box(
+        2.45, 2.1, 1.75, 1.4, "head", "entry point jobs/run.py\nprepare, controllers,\nlatents, score, report", "blue"
+    )
     workers = sheet.box(4.9, 2.9, 2.7, 0.68, "workers  --workers 4", "train auxiliary networks and GAN", "green")
     actors = sheet.box(4.9, 2.0, 2.7, 0.68, "actors  --actors 1-8", "project, shard after shard", "green")
-    folder = sheet.box(2.25, 0.35, 3.6, 0.85, "shared run folder  --runs-dir", "runs/NAME/STAGE-KEY/, written aside and renamed", "yellow")
-    mlflow = sheet.box(6.2, 0.35, 1.6, 0.85, "MLflow", "runs, metrics,\nregistered models", "pink")
+    sheet.box(2.25, 0.35, 3.6, 0.85, "shared run folder  --runs-dir", "runs/NAME/STAGE-KEY/, written aside and renamed", "yellow")
+    sheet.box(6.2, 0.35, 1.6, 0.85, "MLflow", "runs, metrics,\nregistered models", "pink")
     sheet.arrow(you.right, (head.left[0], you.right[1]))
     sheet.arrow((head.right[0], 3.24), workers.left)
     sheet.arrow((head.right[0], 2.34), actors.left)

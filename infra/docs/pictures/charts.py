@@ -63,7 +63,7 @@ def scaling(path: Path) -> None:
 
 
 def density(path: Path) -> None:
-    """docs/conditional-detector.md: one coordinate of a style, drawn from random numbers, against what is known of the subject."""
+    """docs/conditional-detector.md: a coordinate of a style, of random numbers, against what is known of a subject."""
     random = np.random.default_rng(3)
     age = random.uniform(20, 80, 400)
     place = 0.045 * (age - 50) + 0.4 * np.sin(age / 9) + random.normal(0, 0.35, len(age))
@@ -87,7 +87,9 @@ def density(path: Path) -> None:
         unusual = away > 2
         colour = ORANGE if unusual else GREEN
         given.plot([years], [value], marker="o", color=colour, markersize=8)
-        given.annotate(f"{name}: m = {away:.1f}", (years, value), xytext=(0, 10 if unusual else -18), textcoords="offset points", fontsize=9, ha="center")
+        shift = (0, 10 if unusual else -18)
+        text = f"{name}: m = {away:.1f}"
+        given.annotate(text, (years, value), xytext=shift, textcoords="offset points", fontsize=9, ha="center")
     plain.axhline(new["A"][1], color=MUTED, linewidth=1.1, linestyle="--")
     plain.annotate(
         f"A and B: {abs(new['A'][1] - place.mean()) / overall:.1f} deviations from the mean, both", (2, new["A"][1]),

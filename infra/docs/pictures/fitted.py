@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -72,7 +73,7 @@ def with_gradients(path: Path) -> None:
 
 
 def _maps(path: Path, names: Sequence[str]) -> None:
-    """A row an image: as it is, with an anomaly, and the map of each detector, on the scale of that detector's rows."""
+    """A row an image: as it is, with an anomaly, and the map of each detector, on one scale a detector, square roots."""
     chairs = unseen_chairs()
     images, masks = _anomalies(chairs)
     seen = {"standard": load_family(PluginConfig(name="standard"))}
@@ -96,7 +97,7 @@ def _maps(path: Path, names: Sequence[str]) -> None:
         found = detector.anomaly_map(shown)
         top = float(np.quantile(found.numpy(), 0.998))
         for axis, one in zip(column, found[:, 0].numpy(), strict=True):
-            axis.imshow(one, cmap="magma_r", vmin=0, vmax=top, interpolation="nearest")
+            axis.imshow(one, cmap="magma_r", norm=PowerNorm(0.5, vmin=0, vmax=top, clip=True), interpolation="nearest")
         column[0].set_title(name, fontsize=10, color=INK)
     for axis in grid.flat:
         axis.set(xticks=[], yticks=[])

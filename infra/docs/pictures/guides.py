@@ -11,13 +11,18 @@ def roles(path: Path) -> None:
     """docs/evaluation.md: who is in which role, and who opens it."""
     sheet = Sheet(8.0, 4.1)
     everyone = sheet.box(2.2, 3.45, 3.6, 0.5, "all subjects", "one role each, with all of their images", "grey")
-    columns: list[tuple[str, str, str, str, Colour]] = [
-        ("train", "data.train_subjects", "detectors are fitted", "fit", "blue"),
-        ("healthy validation", "evaluation.validation_share\nof those left over", "thresholds, from\nnormal images alone", "calibrate", "green"),
-        ("synthetic validation", "the others left over", "choices: which setting,\nwhich baseline", "choose  --choose", "yellow"),
-        ("test", "data.test_subjects", "the numbers of\nthe leaderboard", "locked", "orange"),
-    ]  # fmt: skip
-    for i, (role, who, use, _, colour) in enumerate(columns):
+    columns: list[tuple[str, str, str, Colour]] = [
+        ("train", "data.train_subjects", "detectors are fitted", "blue"),
+        (
+            "healthy validation",
+            "evaluation.validation_share\nof those left over",
+            "thresholds, from\nnormal images alone",
+            "green",
+        ),
+        ("synthetic validation", "the others left over", "choices: which setting,\nwhich baseline", "yellow"),
+        ("test", "data.test_subjects", "the numbers of\nthe leaderboard", "orange"),
+    ]
+    for i, (role, who, use, colour) in enumerate(columns):
         x = 0.15 + 1.96 * i
         box = sheet.box(x, 2.2, 1.82, 0.72, role, who, colour)
         sheet.arrow((2.6 + 0.95 * i, everyone.y), box.top)
@@ -43,9 +48,9 @@ def sweeps(path: Path) -> None:
     sheet.box(2.75, 0.3, 3.15, 2.6)
     sheet.text(4.32, 2.74, "trials, a training each", bold=True)
     cut, end = 3.65, 5.7
-    for i, (stop, colour) in enumerate(
-        [(end, "#3f86bd"), (cut, "#9aa1a9"), (4.5, "#9aa1a9"), (end, "#2f9a78"), (cut, "#9aa1a9"), (cut + 0.0, "#9aa1a9"), (end, "#3f86bd")]
-    ):
+    blue, grey, green = "#3f86bd", "#9aa1a9", "#2f9a78"
+    lines = [(end, blue), (cut, grey), (4.5, grey), (end, green), (cut, grey), (cut, grey), (end, blue)]
+    for i, (stop, colour) in enumerate(lines):
         y = 2.42 - 0.24 * i
         sheet.axes.plot([2.95, stop], [y, y], color=colour, linewidth=5, solid_capstyle="butt")
         if stop < end:
@@ -76,7 +81,7 @@ def attribute(path: Path) -> None:
     for i, (title, text, colour) in enumerate(uses):
         box = sheet.box(6.1, 2.38 - 0.68 * i, 1.75, 0.55, title, text, colour)
         sheet.arrow(entry.right, box.left)
-    check = sheet.box(2.1, 0.35, 3.55, 0.75, "3. normscape distances", "can it be seen in a patch at all? if not, stop here", "yellow")
+    check = sheet.box(2.1, 0.35, 3.55, 0.75, "3. normscape distances", "can a patch show it at all? if not, stop here", "yellow")
     sheet.arrow(entry.bottom, (entry.bottom[0], check.top[1]))
     sheet.text(1.0, 0.72, "the two orange boxes\nare all that you write", muted=True)
     sheet.save(path)
@@ -85,11 +90,12 @@ def attribute(path: Path) -> None:
 def detector(path: Path) -> None:
     """docs/own-detector.md: the two places for an idea of one's own."""
     sheet = Sheet(8.0, 2.9)
-    image = sheet.box(0.15, 1.1, 1.3, 0.75, "image", "and what is known\nof the subject", "grey")
+    sheet.box(0.15, 1.1, 1.3, 0.75, "image", "and what is known\nof the subject", "grey")
     projection = sheet.box(2.0, 2.0, 1.45, 0.7, "projection", "generator, style", "blue")
     table = sheet.box(3.95, 2.0, 1.65, 0.7, "a row of features", "projections.parquet", "blue")
     own = sheet.box(6.1, 2.0, 1.75, 0.7, "yours, on features", "fit\ndecision_function", "orange")
-    direct = sheet.box(2.0, 0.25, 3.6, 0.75, "yours, on images", "fit · decision_function · anomaly_map\nuse: my_package.my_module:MyDetector", "orange")
+    words = "fit · decision_function · anomaly_map\nuse: my_package.my_module:MyDetector"
+    direct = sheet.box(2.0, 0.25, 3.6, 0.75, "yours, on images", words, "orange")
     board = sheet.box(6.1, 0.25, 1.75, 0.75, "leaderboard", "normscape evaluate", "green")
     sheet.arrow((1.45, 1.6), projection.left)
     sheet.arrow(projection.right, table.left)
@@ -97,5 +103,4 @@ def detector(path: Path) -> None:
     sheet.arrow((1.45, 1.35), direct.left)
     sheet.arrow(direct.right, board.left)
     sheet.text(3.8, 1.5, "a score for every image, higher is more abnormal", muted=True)
-    assert image.width
     sheet.save(path)
