@@ -59,7 +59,7 @@ def prepared_scans(path: Path) -> None:
 
     settings = PreprocessingSettings(strip="none")
     atlas = load_atlas(settings.spacing_mm, None)
-    figure = Figure(figsize=(8.0, 5.4), layout="constrained", facecolor=PAPER)
+    figure = Figure(figsize=(7.0, 4.9), layout="constrained", facecolor=PAPER)
     FigureCanvasAgg(figure)
     with tempfile.TemporaryDirectory() as folder:
         simulate_cohort(Path(folder) / "raw", subjects=2, seed=4, spacing_mm=2.0)
@@ -75,7 +75,7 @@ def prepared_scans(path: Path) -> None:
                 f"Dice with the atlas {measured['atlas_dice']:.3f}", fontsize=9.5, color=INK,
             )  # fmt: skip
             axis.axis("off")
-    save(figure, path, colours=96)
+    save(figure, path, colours=80)
 
 
 def notebook_map(path: Path) -> None:
