@@ -68,14 +68,14 @@ def prepared_scans(path: Path) -> None:
             if not prepared.good:
                 raise ValueError(f"{scan}: {prepared.reason}")
             t1, mask = (sitk.GetArrayFromImage(sitk.ReadImage(str(prepared.folder / name))) for name in (T1_NAME, MASK_NAME))
-            axis.imshow(three_slices(t1, (mask > 0).astype(np.uint8), atlas.mask, side=300))
+            axis.imshow(three_slices(t1, (mask > 0).astype(np.uint8), atlas.mask, side=300), interpolation="nearest")
             measured = prepared.measured
             axis.set_title(
                 f"simulated scan {prepared.scan.subject}: brain {measured['brain_volume_ml']:.0f} ml, "
                 f"Dice with the atlas {measured['atlas_dice']:.3f}", fontsize=9.5, color=INK,
             )  # fmt: skip
             axis.axis("off")
-    save(figure, path, colours=80)
+    save(figure, path, colours=72, rare=True)
 
 
 def notebook_map(path: Path) -> None:

@@ -119,15 +119,22 @@ class Sheet:
         save(self.figure, path)
 
 
-def save(figure: Figure, path: Path, *, colours: int = 255) -> None:
+def save(figure: Figure, path: Path, *, colours: int = 255, rare: bool = False) -> None:
     """Write a figure as PNG on white with a palette of its own, which keeps it small.
+
+    Args:
+        figure: to write.
+        path: where to.
+        colours: of the palette.
+        rare: thin lines keep their colour, and shades are coarser.
 
     Raises:
         ValueError: it is larger than `LARGEST_BYTES` even so.
     """
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI, facecolor=PAPER)
-    picture = Image.open(buffer).convert("RGB").quantize(colours, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    method = Image.Quantize.MAXCOVERAGE if rare else Image.Quantize.MEDIANCUT
+    picture = Image.open(buffer).convert("RGB").quantize(colours, method=method, dither=Image.Dither.NONE)
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.save(path, format="PNG", optimize=True)
     if path.stat().st_size > LARGEST_BYTES:
