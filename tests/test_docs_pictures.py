@@ -65,4 +65,4 @@ def test_pictures_of_the_script_are_committed_shown_and_small() -> None:
         assert path.stat().st_size <= LARGEST_BYTES, f"{path.name}: {path.stat().st_size} bytes"
         with Image.open(path) as picture:
             assert 600 <= picture.width <= 1400, path.name
-            assert min(picture.convert("RGB").getpixel((0, 0))) >= 240, f"{path.name}: the corner is not light"  # type: ignore[type-var]
+            assert min(picture.convert("RGB").getpixel((0, 0))) >= 240, f"{path.name}: the corner is not light"

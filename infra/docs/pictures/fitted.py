@@ -93,8 +93,9 @@ def _maps(path: Path, names: Sequence[str]) -> None:
         axis.set_ylabel(family, fontsize=10, color=INK)
     grid[0, 0].set_title("image", fontsize=10, color=INK)
     for name, column in zip(names, grid.T[1:], strict=True):
-        detector = load_detector(PluginConfig(name=name)).fit(training)  # type: ignore[attr-defined]
+        detector = load_detector(PluginConfig(name=name)).fit(training)
         found = detector.anomaly_map(shown)
+        assert found is not None, f"{name} gives no map"
         top = float(np.quantile(found.numpy(), 0.998))
         for axis, one in zip(column, found[:, 0].numpy(), strict=True):
             axis.imshow(one, cmap="magma_r", norm=PowerNorm(0.5, vmin=0, vmax=top, clip=True), interpolation="nearest")

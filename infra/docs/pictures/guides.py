@@ -50,9 +50,9 @@ def sweeps(path: Path) -> None:
     cut, end = 3.65, 5.7
     blue, grey, green = "#3f86bd", "#9aa1a9", "#2f9a78"
     lines = [(end, blue), (cut, grey), (4.5, grey), (end, green), (cut, grey), (cut, grey), (end, blue)]
-    for i, (stop, colour) in enumerate(lines):
+    for i, (stop, shade) in enumerate(lines):
         y = 2.42 - 0.24 * i
-        sheet.axes.plot([2.95, stop], [y, y], color=colour, linewidth=5, solid_capstyle="butt")
+        sheet.axes.plot([2.95, stop], [y, y], color=shade, linewidth=5, solid_capstyle="butt")
         if stop < end:
             sheet.axes.plot([stop + 0.08], [y], marker="x", color="#d07a35", markersize=6, markeredgewidth=1.6)
     sheet.axes.plot([cut, cut], [0.75, 2.55], color="#565c64", linestyle=":", linewidth=1.1)

@@ -18,7 +18,14 @@ from normscape.datasets.anomalies import load_family
 from normscape.stages.core import run_stages
 from normscape.stages.models import load_projector
 
-SHORT = ["gan.steps=640", "gan.warmup_steps=600", "gan.quality_samples=64", "gan.sample_interval=640", "latents.samples=1024"]
+SHORT = [
+    *[f"attributes.{name}.auxiliary.epochs=3" for name in ("identity", "angle")],
+    "gan.steps=420",
+    "gan.warmup_steps=400",
+    "gan.quality_samples=64",
+    "gan.sample_interval=420",
+    "latents.samples=1024",
+]
 """The demo with a training of minutes."""
 
 

@@ -84,8 +84,8 @@ class Sheet:
         """A rounded box with a bold title and lines of text, all in its middle."""
         inside, edge = FILLS[colour]
         style = "round,pad=0,rounding_size=0.07"
-        colours = {"facecolor": inside, "edgecolor": edge}
-        self.axes.add_patch(FancyBboxPatch((x, y), width, height, boxstyle=style, linewidth=1.1, **colours))
+        patch = FancyBboxPatch((x, y), width, height, boxstyle=style, facecolor=inside, edgecolor=edge, linewidth=1.1)
+        self.axes.add_patch(patch)
         heads, lines = title.split("\n") if title else [], text.split("\n") if text else []
         high = y + height / 2 + (len(heads) + len(lines) - 1) * _LINE / 2
         for i, line in enumerate(heads + lines):
