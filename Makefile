@@ -8,7 +8,7 @@ CODE   := platform/normscape tests $(wildcard jobs infra)
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cluster lint heads bench services services-stop docs docs-reference clean
+.PHONY: help demo test test-cluster lint heads bench services services-stop docs docs-pictures docs-reference clean
 
 help:            ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ $(DOCS_STAMP): $(STAMP) requirements-docs.lock
 docs: $(DOCS_STAMP)  ## build the documentation into site/; a broken link or reference is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "open site/index.html"
+
+docs-pictures: $(STAMP)  ## draw the pictures of the pages anew, into docs/images; about ten minutes
+	$(BIN)/python -m infra.docs.pictures
 
 docs-reference: $(STAMP)  ## write the references of configuration and commands, docs/configuration.md and docs/commands.md
 	$(BIN)/normscape config reference > docs/configuration.md.new

@@ -41,9 +41,7 @@ def test_it_is_found_by_name_and_says_what_it_reads() -> None:
 def test_what_it_sees(chairs: Training) -> None:  # noqa: F811
     """The image as it is, its z-scores, and its difference to the reconstruction; each part can be left out."""
     batch = _batch(chairs, range(4))
-    whole, atlas, plain = (
-        _fitted(chairs, **settings) for settings in ({"reconstruction": True}, {}, {"atlas": False})
-    )
+    whole, atlas, plain = (_fitted(chairs, **settings) for settings in ({"reconstruction": True}, {}, {"atlas": False}))
     seen = whole._see(batch).images
     assert seen.shape[1] == 9
     torch.testing.assert_close(seen[:, :3], batch.images)

@@ -1,8 +1,8 @@
 """A network that judges an image beside what was to be expected there: the conditional detector without features of our choosing.
 
-The idea of DRAEM (Zavrtanik et al. 2021), a network that sees the image beside what it should look like and is trained on synthetic
-anomalies, under conditions: what is expected comes from a voxel-wise normative model given position and age, or from the
-conditional generator.
+The idea of DRAEM (Zavrtanik et al. 2021), a network that sees the image beside what it should look like and is trained on
+synthetic anomalies, under conditions: what is expected comes from a voxel-wise normative model given position and age, or from
+the conditional generator.
 """
 
 from __future__ import annotations
