@@ -185,12 +185,12 @@ def choose_and_report(path: Path, options: Options, *, runs_dir: Path = RUNS) ->
         print_json({"table": choice.table, "subjects": choice.subjects, "failures": choice.failures, "auroc": found})
     else:
         detectors = list(choice.areas)
-        shown = Table(
-            "AUROC", *detectors, title=f"synthetic validation, {choice.subjects} subjects; the locked test was not opened"
-        )
+        shown = Table("AUROC", *detectors)
         for family in choice.areas[detectors[0]]:
             shown.add_row(family, *(f"{choice.areas[detector][family].value:.3f}" for detector in detectors))
+        # whole lines beside the table: in a narrow terminal, a title would be broken to the table's width
         Console().print(shown)
+        sys.stdout.write(f"measured on  synthetic validation, {choice.subjects} subjects; the locked test was not opened\n")
         sys.stdout.write(f"table        {choice.table}\n")
     return SOME_FAILED if choice.failures else 0
 
