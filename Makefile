@@ -8,7 +8,7 @@ CODE   := platform/normscape tests $(wildcard jobs infra)
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cluster lint heads bench services services-stop docs docs-pictures docs-reference clean
+.PHONY: help demo demo-evaluate test test-cluster lint heads bench services services-stop docs docs-pictures docs-reference clean
 
 help:            ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ $(STAMP): requirements.lock
 
 demo: $(STAMP)   ## the chairs experiment, small: train, project, score, report
 	$(BIN)/normscape run configs/chairs/demo.yaml
+
+demo-evaluate: demo      ## compare the detectors on the demo's chairs, quickly: every one runs, and the numbers mean little
+	$(BIN)/normscape evaluate configs/chairs/demo.yaml --quick
 
 lint: $(STAMP)   ## style and types
 	$(BIN)/ruff check .
