@@ -143,6 +143,38 @@ def toy_samples() -> Callable[..., SampleSet]:
     return make
 
 
+@dataclass(frozen=True)
+class LitImages:
+    """Grey images, each as bright as augmentation draws it; as they are, they are all alike."""
+
+    count: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, *S) of one image."""
+        return 3, 8, 8
+
+    def __len__(self) -> int:
+        return self.count
+
+    def draw(self, rows: torch.Tensor, random: torch.Generator | None = None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Images float32 (B, 3, 8, 8) and, where it is drawn, `light` (B, 1) in [-1, 1]."""
+        light = torch.zeros(len(rows), 1) if random is None else 2 * torch.rand(len(rows), 1, generator=random) - 1
+        return light.view(-1, 1, 1, 1).repeat(1, *self.shape), {} if random is None else {"light": light}
+
+    def masks(self, rows: torch.Tensor) -> None:
+        """Everything counts."""
+
+
+@pytest.fixture
+def lit_samples() -> SampleSet:
+    """Images of several subjects with one value, `light`, that augmentation draws and that is 0 otherwise."""
+    count = SUBJECTS * ANGLES
+    names = tuple(f"lit-{i}" for i in range(SUBJECTS))
+    subject = torch.arange(SUBJECTS).repeat_interleave(ANGLES)
+    return SampleSet(LitImages(count), subject, names, {"light": torch.zeros(count, 1)}, torch.arange(count))
+
+
 def toy_brain_settings() -> dict[str, Any]:
     """The least possible experiment in 3D with masks: identity, age and position of grey patches of side 8."""
     settings = toy_settings(dims=3)

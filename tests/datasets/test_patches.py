@@ -164,6 +164,9 @@ def test_contrast_is_shifted_in_training_only(prepared_cohort: Cohorts, mode: st
     brain = samples.masks(rows)
     assert (shifted - plain)[brain].abs().mean() > 0.005
     assert torch.equal(shifted, samples.batch(rows, torch.Generator().manual_seed(3)))
+    redrawn = [name for name in samples.values if samples.redraws(name)]
+    assert redrawn == ["contrast"]
+    assert not load_samples(config(cohort), SIDE).redraws("contrast")
 
 
 def test_shifts_are_learnt_from_the_subjects_named(prepared_cohort: Cohorts) -> None:

@@ -35,6 +35,16 @@ def test_without_anything_known_the_mean_is_expected(conditions: np.ndarray) -> 
     np.testing.assert_allclose(model.predict(conditions[:4]), np.tile(targets.mean(0), (4, 1)), atol=1e-9)
 
 
+def test_a_condition_that_never_changes_changes_nothing() -> None:
+    """As the shifts of contrast, which are 0 in all images that are scored."""
+    random = np.random.default_rng(0)
+    conditions = random.uniform(-1, 1, (400, 2))
+    targets = np.sin(3 * conditions[:, :1]) * conditions[:, 1:]
+    more = np.concatenate([conditions, np.zeros((400, 6))], axis=1)
+    plain, beside = (SmoothRegression.fit(known, targets, seed=0).predict(known) for known in (conditions, more))
+    np.testing.assert_allclose(beside, plain, atol=1e-6)
+
+
 def test_too_few_rows_are_refused_and_few_are_enough() -> None:
     with pytest.raises(ValueError, match="at least two rows, found 1"):
         SmoothRegression.fit(np.zeros((1, 1)), np.zeros((1, 1)), seed=0)

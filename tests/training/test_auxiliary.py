@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from normscape.config import Config
-from normscape.datasets.samples import SampleSet
+from normscape.config import AttributeConfig, Config
+from normscape.datasets.prepared import PreparedCohort
+from normscape.datasets.samples import SampleSet, load_samples
 from normscape.training.auxiliary import SubjectIndex, embedding_quality, train_auxiliary, value_error
 from normscape.training.recorder import SilentRecorder
 
@@ -50,6 +51,48 @@ def test_networks_learn_the_toy(toy_config: Callable[..., Config], toy_samples: 
     assert quality.distance_same.mean() < quality.distance_different.mean()
     angle = train_auxiliary(config.attributes[1], config, samples, folder=tmp_path / "v", **arguments)
     assert value_error(angle, samples, count=200, seed=0, split="train", device=CPU) < 12
+
+
+def test_a_value_that_augmentation_draws_is_learnt(
+    toy_config: Callable[..., Config], lit_samples: SampleSet, tmp_path: Path
+) -> None:
+    """The network is told what was drawn: its error is far below that of guessing, 0.5."""
+    config = toy_config(augmentation={"pad_fraction": 0.0, "hue_degrees": 0.0, "noise_std_max": 0.02})
+    light = config.attributes[1].model_copy(update={"column": "light", "value_min": -1.0, "value_max": 1.0})
+    light = light.model_copy(update={"auxiliary": light.auxiliary.model_copy(update={"epochs": 20})})
+    arguments = {"folder": tmp_path, "digest": "d", "device": CPU, "recorder": SilentRecorder()}
+    network = train_auxiliary(light, config, lit_samples, **arguments)
+    assert value_error(network, lit_samples, count=300, seed=0, split="train", device=CPU) < 0.2
+
+
+class Guess(torch.nn.Module):
+    """Reads the middle of the range, whatever it sees."""
+
+    def __init__(self, attribute: AttributeConfig) -> None:
+        super().__init__()
+        self.attribute = attribute
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """`(B, D)` in [0, 1]."""
+        return torch.full((len(images), self.attribute.output_dim), 0.5)
+
+
+def test_the_error_of_what_augmentation_draws_is_measured_on_drawn_values(
+    toy_brain_config: Callable[..., Config], prepared_cohort: Callable[..., PreparedCohort]
+) -> None:
+    """A network that never sees a shift of contrast must not look perfect because images as they are have none."""
+    data = {"root": str(prepared_cohort().folder), "patches_per_subject": 8, "contrast_augmentation": "pca"}
+    config = toy_brain_config(data=data)
+    age, position = config.value_attributes
+    contrast = position.model_copy(
+        update={"name": "contrast", "column": "contrast", "output_dim": 6, "value_min": -1.0, "value_max": 1.0, "grids": ()}
+    )
+    samples = load_samples(config.data, config.image_size)
+    error = value_error(Guess(contrast), samples, count=600, seed=0, split="train", device=CPU)
+    assert error == pytest.approx(1.39, abs=0.05)  # mean distance from the middle of a cube of six dimensions and side 2
+    assert value_error(Guess(contrast), samples, count=600, seed=0, split="train", device=CPU) == error
+    ages = value_error(Guess(age), samples, count=600, seed=0, split="train", device=CPU)
+    assert ages == pytest.approx((samples.values["age_years"] - 50).abs().mean().item(), rel=0.1)
 
 
 def test_views_belong_to_their_subjects(toy_samples: Callable[..., SampleSet]) -> None:

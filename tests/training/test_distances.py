@@ -32,6 +32,25 @@ class Place(torch.nn.Module):
         return coloured.argmax(1, keepdim=True) / (images.shape[-1] - 4)
 
 
+class Light(torch.nn.Module):
+    """A perfect network for images that augmentation makes dark or bright."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """`(B, 1)` in [0, 1]."""
+        return (images.flatten(1).mean(1, keepdim=True) + 1) / 2
+
+
+def test_a_value_that_augmentation_draws_is_the_same_where_it_was_drawn_alike(
+    toy_config: Callable[..., Config], lit_samples: SampleSet
+) -> None:
+    """Images as they are all have one value, which would say nothing: pairs are drawn, alike or each by itself."""
+    light = toy_config().attributes[1].model_copy(update={"column": "light"})
+    found = real_distances(light, Light(), lit_samples, pairs=200, batch_size=16, seed=0, device=CPU)
+    assert len(found.same) == 200
+    assert found.same.max() < 1e-6
+    assert found.different.mean() == pytest.approx(1 / 3, abs=0.08)
+
+
 def test_an_identity_is_the_same_in_another_view(
     toy_config: Callable[..., Config], toy_samples: Callable[..., SampleSet]
 ) -> None:

@@ -111,6 +111,10 @@ class SampleSet:
         images, drawn = self.images.draw(self.sample_id[index], random)
         return images, {name: column[index] for name, column in self.values.items()} | drawn
 
+    def redraws(self, column: str) -> bool:
+        """Whether augmentation draws this value anew: only augmented images then differ in it."""
+        return column in self.images.draw(self.sample_id[:1], torch.Generator().manual_seed(0))[1]
+
     def masks(self, index: Tensor) -> Tensor | None:
         """What counts in the images of these rows: bool (B, 1, *S); None when everything does."""
         return self.images.masks(self.sample_id[index])

@@ -24,9 +24,10 @@ PENALTIES = tuple(float(10.0**power) for power in range(-2, 6))
 class ConditionBasis:
     """Conditions (N, D) to P smooth functions of them, each of mean 0 and deviation 1 over the rows it was made from.
 
-    The functions are the conditions x (standardised), all products of two of them, and Gaussian bumps exp(-|x - l|^2 / D) around
-    landmarks l, which are rows drawn at random, as in Nystroem's method (Williams & Seeger 2001). Beyond the range of the rows
-    a condition counts as the end of it: nothing is extrapolated. Without any condition there is no function.
+    The functions are the conditions x (standardised), all products of two of them, and Gaussian bumps exp(-|x - l|^2 / V) around
+    landmarks l, which are rows drawn at random, as in Nystroem's method (Williams & Seeger 2001); V is the number of conditions
+    that vary. Beyond the range of the rows a condition counts as the end of it: nothing is extrapolated. Without any condition
+    there is no function.
 
     Attributes:
         low, high: range of every condition, (D,).
@@ -72,7 +73,8 @@ class ConditionBasis:
         x = (conditions.clip(self.low, self.high) - self.mean) / self.deviation
         first, second = np.triu_indices(x.shape[1])
         away = np.square(x[:, None] - self.landmarks[None]).sum(2)
-        return np.concatenate([x, x[:, first] * x[:, second], np.exp(-away / max(x.shape[1], 1))], axis=1)
+        varying = np.count_nonzero(self.high > self.low)  # one that never changes must not widen the bumps
+        return np.concatenate([x, x[:, first] * x[:, second], np.exp(-away / max(varying, 1))], axis=1)
 
 
 @dataclass(frozen=True)

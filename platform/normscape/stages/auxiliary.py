@@ -6,7 +6,7 @@ Writes:
 - `triplets.parquet`: split, separated, separated_by_margin (shares in [0, 1]), n;
 - `distances.parquet`: attribute, split, pair (same | different), distance in [0, 1];
 - `value_errors.parquet`: attribute, split, mean_absolute_error (of a vector the mean Euclidean distance), unit, and the same in
-  voxels where the unit is mm and the data has a spacing.
+  voxels where the unit is mm and the data has a spacing. What augmentation draws is read from augmented images.
 """
 
 from __future__ import annotations

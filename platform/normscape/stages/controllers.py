@@ -4,7 +4,8 @@ Writes:
 
 - `<attribute>.safetensors` for every attribute of kind value;
 - `controllability.parquet`: attribute, asked, read (in the attribute's unit; one row a component), identity_distance in [0, 1].
-  A number is asked for uniformly over its range, a vector at values that training images have;
+  A number is asked for uniformly over its range, a vector at values that training images have, or where these do not vary
+  (what augmentation draws) uniformly, too;
 - `sweep.npy`: uint8 (identities, values, C, *S) with `sweep.json`: attribute, values, unit.
 """
 

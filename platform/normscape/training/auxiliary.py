@@ -194,10 +194,16 @@ class SubjectIndex:
 
 @torch.no_grad()
 def predict(
-    network: AuxiliaryNetwork, samples: SampleSet, index: Tensor, *, device: torch.device, batch_size: int = 512
+    network: AuxiliaryNetwork,
+    samples: SampleSet,
+    index: Tensor,
+    *,
+    device: torch.device,
+    random: torch.Generator | None = None,
+    batch_size: int = 512,
 ) -> Tensor:
-    """Outputs `(n, D)` for the samples at `index`, on the CPU."""
-    return torch.cat([network(samples.batch(part).to(device)).cpu() for part in index.split(batch_size)])
+    """Outputs `(n, D)` for the samples at `index`, on the CPU; augmented by their source when `random` is given."""
+    return torch.cat([network(samples.batch(part, random).to(device)).cpu() for part in index.split(batch_size)])
 
 
 @dataclass(frozen=True)
@@ -235,12 +241,22 @@ def measure_triplets(attribute: AttributeConfig, anchor: Tensor, positive: Tenso
 def value_error(
     network: AuxiliaryNetwork, samples: SampleSet, *, count: int, seed: int, split: str, device: torch.device
 ) -> float:
-    """Mean absolute error in the attribute's unit, over `count` random samples; of a vector the mean Euclidean distance."""
+    """Mean absolute error in the attribute's unit, over `count` random samples; of a vector the mean Euclidean distance.
+
+    A value that augmentation draws is read from augmented images: in the others it is always the same.
+    """
     attribute = network.attribute
     assert attribute.column is not None
-    index = torch.randint(len(samples), (count,), generator=seeded(seed, "values", split))
-    predicted = denormalize_value(attribute, predict(network, samples, index, device=device))
-    return value_distance(predicted, samples.values[attribute.column][index]).mean().item()
+    random = seeded(seed, "values", split)
+    index = torch.randint(len(samples), (count,), generator=random)
+    augmentation = random if samples.redraws(attribute.column) else None
+    distances = []
+    for part in index.split(512):
+        images, known = samples.draw(part, augmentation)
+        with torch.no_grad():
+            read = denormalize_value(attribute, network(images.to(device)).cpu())
+        distances.append(value_distance(read, known[attribute.column]))
+    return torch.cat(distances).mean().item()
 
 
 def value_distance(a: Tensor, b: Tensor) -> Tensor:

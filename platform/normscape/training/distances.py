@@ -4,7 +4,8 @@ The contrastive loss holds generated pairs that share an attribute closer than t
 apart than tau_different. What real pairs do says which thresholds can be kept (GAN-Control chose its own from such plots):
 
 - same: two images that share the attribute and nothing else that is known. An identity: two views of one subject. A value: an
-  image and the one of another subject whose value is nearest.
+  image and the one of another subject whose value is nearest; where augmentation draws the value, images of two subjects with
+  the same drawn one.
 - different: two images of different subjects, as they fall into a batch.
 - hardest different: for each image of a batch, the nearest image of another subject.
 """
@@ -74,18 +75,23 @@ def real_distances(
         device: where to compute.
     """
     random = seeded(seed, "real distances", attribute.name)
+    redrawn = attribute.column is not None and samples.redraws(attribute.column)
     if attribute.kind == "embedding":
         index = SubjectIndex(samples)
         anchor, partner = index.views(torch.randint(len(index), (pairs,), generator=random), 2, random).unbind(1)
     else:
         anchor = torch.randint(len(samples), (pairs,), generator=random)
         partner = nearest_of_others(attribute, samples, anchor, random)
-    outputs = [predict(network, samples, rows, device=device) for rows in (anchor, partner)]
+    # the same random numbers for both: the same drawn values
+    draws = [seeded(seed, "real distances", attribute.name, "augmentation") if redrawn else None for _ in range(2)]
+    outputs = [
+        predict(network, samples, rows, device=device, random=drawn) for rows, drawn in zip((anchor, partner), draws, strict=True)
+    ]
     same = output_distance(attribute, *outputs)
     different, hardest = [], []
     for _ in range(-(-pairs // batch_size)):
         rows = torch.randint(len(samples), (batch_size,), generator=random)
-        output = predict(network, samples, rows, device=device)
+        output = predict(network, samples, rows, device=device, random=random if redrawn else None)
         distance = output_distance(attribute, output[:, None], output[None, :])
         subject = samples.subject[rows]
         other = subject[:, None] != subject[None, :]
