@@ -161,3 +161,42 @@ def test_the_curve_is_drawn_everywhere_but_in_the_literal_configurations() -> No
         assert images == 0 if name.endswith("/paper") else 10 <= images <= 32, name
         assert (steps < 1000) == name.endswith("/demo"), name
         assert config.projection.stop_tolerance == 0, name
+
+
+AUGMENTED = {"mode": "adaptive"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mode": "fixed"}, "mode fixed needs a probability above 0"),
+        ({"mode": "sometimes"}, "none.*fixed.*adaptive"),
+        ({"target": 1.0}, "less than 1"),
+        ({"flip_axes": ["left"]}, "pattern"),
+        (AUGMENTED | {"flip_axes": ["x", "x"]}, "flip_axes must name each axis once, found x, x"),
+        (AUGMENTED | {"flip_axes": ["x"]}, "must be empty for source chairs: a mirrored chair is seen from another angle"),
+        (AUGMENTED | {"translation_fraction": 0.01}, "less than half a pixel at image_size 32"),
+        (
+            AUGMENTED | {"translation_fraction": 0, "scale": 0, "rotation_degrees": 0, "brightness": 0, "contrast": 0},
+            "mode adaptive needs a change to make",
+        ),
+    ],
+)
+def test_contradictions_of_the_discriminators_augmentation(settings: dict[str, object], message: str) -> None:
+    data = _plain()
+    data["gan"] = {**data["gan"], "augmentation": settings}  # type: ignore[dict-item]
+    with pytest.raises(ValidationError, match=message):
+        Config.model_validate(data)
+
+
+def test_brains_may_be_mirrored_left_to_right_alone() -> None:
+    data = load_config(CONFIGS / "brain" / "cpu.yaml").model_dump(mode="json")
+    data["gan"]["augmentation"] |= AUGMENTED | {"flip_axes": ["x"]}
+    assert Config.model_validate(data).gan.augmentation.flip_axes == ("x",)
+    data["gan"]["augmentation"]["flip_axes"] = ["y", "x"]
+    with pytest.raises(ValidationError, match=r"may hold x, left to right, alone for source brain.*found y, x"):
+        Config.model_validate(data)
+
+
+def test_no_shipped_configuration_augments_what_the_discriminator_sees() -> None:
+    assert {config.gan.augmentation.mode for config in _all_shipped().values()} == {"none"}

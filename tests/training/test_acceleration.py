@@ -57,7 +57,7 @@ def test_regularisers_are_computed_in_float32(toy_config: Callable[..., Config],
     config = toy_config()
     exact, lowered = trainer(config), trainer(config, precision="bf16")
     real, _ = draw_real(toy_samples(), config, 0)
-    assert torch.equal(exact.r1_phase(real)["r1"], lowered.r1_phase(real)["r1"])
+    assert torch.equal(exact.r1_phase(real, 0)["r1"], lowered.r1_phase(real, 0)["r1"])
     assert torch.equal(exact.path_length_phase(0)["path_length"], lowered.path_length_phase(0)["path_length"])
 
 

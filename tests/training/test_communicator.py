@@ -65,17 +65,19 @@ def _gradients(config: Config, samples: SampleSet, communicator: Communicator) -
 
     assert trainer.encoder is not None
     keep("discriminator", lambda: trainer.discriminator_phase(real, 0), trainer.discriminator)
-    keep("r1", lambda: trainer.r1_phase(real), trainer.discriminator)
+    keep("r1", lambda: trainer.r1_phase(real, 0), trainer.discriminator)
     keep("generator", lambda: trainer.generator_phase(0, real, values), trainer.generator, trainer.encoder)
     keep("path length", lambda: trainer.path_length_phase(0), trainer.generator)
+    if trainer.augmentation is not None:
+        kept["augmentation"] = torch.stack(list(trainer.augmentation.state().values()))
     return kept
 
 
-def _worker(rank: int, size: int, folder: str, config: Config, samples: SampleSet) -> None:
+def _worker(rank: int, size: int, folder: str, configs: dict[str, Config], samples: SampleSet) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=size)
     try:
-        kept = _gradients(config, samples, ProcessGroup())
+        kept = {name: _gradients(config, samples, ProcessGroup()) for name, config in configs.items()}
         torch.save(kept, f"{folder}/{rank}.pt")
     finally:
         dist.destroy_process_group()
@@ -84,16 +86,28 @@ def _worker(rank: int, size: int, folder: str, config: Config, samples: SampleSe
 def test_gradients_of_two_workers_equal_those_of_one(
     toy_config: Callable[..., Config], toy_samples: Callable[..., SampleSet]
 ) -> None:
-    """Every phase, on the same global batch with noise inputs, to 1e-5 of the gradient's norm; both workers agree bit for bit."""
-    config = toy_config(gan={"batch_size": 16, "reconstruction_weight": 5.0})
-    assert config.generator.noise
+    """Every phase, on the same global batch with noise inputs, to 1e-5 of the gradient's norm; both workers agree bit for bit.
+
+    With an augmented discriminator, too, whose probability changes by the signs that all workers have seen: exactly alike.
+    """
+    settings = {"batch_size": 16, "reconstruction_weight": 5.0}
+    augmented = {"mode": "adaptive", "probability": 0.5, "interval": 1, "images_to_full": 200}
+    configs = {"plain": toy_config(gan=settings), "augmented": toy_config(gan=settings | {"augmentation": augmented})}
+    assert all(config.generator.noise for config in configs.values())
     samples = toy_samples()
-    alone = _gradients(config, samples, Communicator())
     with tempfile.TemporaryDirectory() as folder:
-        mp.start_processes(_worker, args=(2, folder, config, samples), nprocs=2, start_method="spawn")
-        first, second = (torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(2))
-    assert tuple(alone) == PHASES
-    for phase in PHASES:
-        assert alone[phase].norm() > 0
-        assert torch.equal(first[phase], second[phase]), phase
-        assert (first[phase] - alone[phase]).norm() <= 1e-5 * alone[phase].norm(), phase
+        mp.start_processes(_worker, args=(2, folder, configs, samples), nprocs=2, start_method="spawn")
+        both = [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    alone = {name: _gradients(config, samples, Communicator()) for name, config in configs.items()}
+    for name, expected in alone.items():
+        first, second = (kept[name] for kept in both)
+        assert tuple(expected)[:4] == PHASES
+        for phase in PHASES:
+            assert expected[phase].norm() > 0
+            assert torch.equal(first[phase], second[phase]), (name, phase)
+            assert (first[phase] - expected[phase]).norm() <= 1e-5 * expected[phase].norm(), (name, phase)
+    for phase in ("discriminator", "r1"):
+        assert not torch.equal(alone["plain"][phase], alone["augmented"][phase])
+    state = alone["augmented"]["augmentation"]
+    assert state[0] != 0.5
+    assert all(torch.equal(kept["augmented"]["augmentation"], state) for kept in both)

@@ -97,7 +97,7 @@ def test_phases_touch_only_their_network(toy_config: Callable[..., Config], toy_
 
     kept = {name: weights(network) for name, network in auxiliaries.items()}
     assert changed(lambda: trainer.discriminator_phase(real, 0)) == (False, True)
-    assert changed(lambda: trainer.r1_phase(real)) == (False, True)
+    assert changed(lambda: trainer.r1_phase(real, 0)) == (False, True)
     assert changed(lambda: trainer.generator_phase(0)) == (True, False)
     assert changed(lambda: trainer.path_length_phase(0)) == (True, False)
     assert all(torch.equal(kept[name], weights(network)) for name, network in auxiliaries.items())

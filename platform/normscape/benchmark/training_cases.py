@@ -43,7 +43,7 @@ def training(bench: Bench) -> None:
         "training step (D + G)", batch, lambda t: t.step(draw_real(samples, config, late)[0].to(device), late, values, masks)
     )
     compare("discriminator phase", batch, lambda t: t.discriminator_phase(real, late))
-    r1 = compare("R1 phase", batch, lambda t: t.r1_phase(real))
+    r1 = compare("R1 phase", batch, lambda t: t.r1_phase(real, late))
     compare("generator phase", batch, lambda t: t.generator_phase(late, real, values, masks))
     if settings.warmup_steps:
         compare(WARM_UP_STEP, batch, lambda t: t.generator_phase(0, real, values, masks))

@@ -12,6 +12,7 @@ from normscape.config.fields import Fraction, NonNegativeFloat, NonNegativeInt, 
 from normscape.config.scoring import BrainsConfig, FeatureSet, NormalsConfig, ProjectionConfig, ScoringConfig
 from normscape.config.training import (
     ControllerConfig,
+    DiscriminatorAugmentationConfig,
     DiscriminatorConfig,
     EncoderConfig,
     GanConfig,
@@ -29,6 +30,7 @@ __all__ = [
     "ConfigProblems",
     "ControllerConfig",
     "DataConfig",
+    "DiscriminatorAugmentationConfig",
     "DiscriminatorConfig",
     "EncoderConfig",
     "EvaluationConfig",

@@ -67,7 +67,7 @@ class DataConfig(Section):
 
 
 class AugmentationConfig(Section):
-    """Augmentation for auxiliary networks; the GAN trains without (thesis III.A.2)."""
+    """Augmentation for auxiliary networks (thesis III.A.2); the GAN has its own, `gan.augmentation`, and none by default."""
 
     hue_degrees: Annotated[float, Field(ge=0.0, le=180.0)] = 180.0
     """Hue is rotated by up to this angle, for networks with `augment_hue`."""

@@ -161,6 +161,7 @@ class Config(Section):
         if self.data.source == "brain" and self.augmentation.pad_fraction:
             message = "must be 0 for source brain: its padding is white, and its shifts change the position"
             problems.append(("augmentation.pad_fraction", f"{message}; found {self.augmentation.pad_fraction:g}"))
+        problems += self._augmentation_problems()
         names = [a.name for a in self.attributes]
         if len(set(names)) != len(names) or "other" in names:
             problems.append(("attributes", f"names must be unique and not `other`, found {', '.join(names)}"))
@@ -169,6 +170,24 @@ class Config(Section):
         if problems:
             raise ConfigProblems(problems)
         return self
+
+    def _augmentation_problems(self) -> list[tuple[str, str]]:
+        """What of the discriminator's augmentation does not suit these images."""
+        augmentation, problems = self.gan.augmentation, list[tuple[str, str]]()
+        if augmentation.mode == "none":
+            return problems
+        axes = augmentation.flip_axes
+        if axes and self.data.source != "brain":
+            message = f"must be empty for source {self.data.source}: a mirrored chair is seen from another angle"
+            problems.append(("gan.augmentation.flip_axes", f"{message}; found {', '.join(axes)}"))
+        elif set(axes) - {"x"}:
+            message = "may hold x, left to right, alone for source brain: along other axes a mirrored brain is no brain"
+            problems.append(("gan.augmentation.flip_axes", f"{message}; found {', '.join(axes)}"))
+        share = augmentation.translation_fraction
+        if share and not round(share * self.image_size):
+            message = f"is less than half a pixel at image_size {self.image_size}, and nothing would move"
+            problems.append(("gan.augmentation.translation_fraction", f"{message}; found {share:g}"))
+        return problems
 
 
 class ConfigProblems(ValueError):

@@ -43,6 +43,47 @@ class EncoderConfig(Section):
     """Width of the hidden layer that embeds a known value."""
 
 
+class DiscriminatorAugmentationConfig(Section):
+    """Random changes of what the discriminator sees (ADA, Karras et al. 2020; beyond the thesis). A strength of 0: none of it."""
+
+    mode: Literal["none", "fixed", "adaptive"] = "none"
+    """`none`, as in the thesis: images are seen as they are, and the other keys are unused. `fixed`: each change is made with
+    `probability`. `adaptive`: the probability follows how sure the discriminator is of real images."""
+    probability: Fraction = 0.0
+    """Probability of each change of an image; with `adaptive` where it starts. Near 1 generated images begin to look changed."""
+    target: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.6
+    """Mean sign of the real images' logits above which the probability rises, and below which it falls; only for `adaptive`."""
+    interval: PositiveInt = 4
+    """Steps between two changes of the probability; the mean sign is taken over them."""
+    images_to_full: PositiveInt = 500_000
+    """Images over which a rising probability goes from 0 to 1; only for `adaptive`. A short training needs fewer: 400 steps of
+    16 images bring the probability to 0.013 at most."""
+    flip_axes: tuple[Annotated[str, Field(pattern=r"^[xyz]$")], ...] = ()
+    """Axes along which images are mirrored, each in half of the changes; array axes are z, y, x. Of brains only x, left to
+    right, and of chairs none: a mirrored chair is seen from another angle."""
+    translation_fraction: Annotated[float, Field(ge=0.0, le=0.25)] = 0.125
+    """Largest shift along each axis, in whole pixels, as a share of the image side; what is missing is mirrored in."""
+    scale: Fraction = 0.1
+    """Sizes change by a factor between 1 / (1 + this) and 1 + this, the same along all axes."""
+    rotation_degrees: Annotated[float, Field(ge=0.0, le=45.0)] = 10.0
+    """Largest angle of a rotation; in 3D, in each of the three planes."""
+    brightness: Fraction = 0.2
+    """Largest number that is added to an image, whose range is [-1, 1]."""
+    contrast: Fraction = 0.2
+    """Intensities change by a factor between 1 / (1 + this) and 1 + this, about the middle of the range."""
+
+    @model_validator(mode="after")
+    def _check(self) -> DiscriminatorAugmentationConfig:
+        if len(set(self.flip_axes)) != len(self.flip_axes):
+            raise ValueError(f"flip_axes must name each axis once, found {', '.join(self.flip_axes)}")
+        strengths = (self.translation_fraction, self.scale, self.rotation_degrees, self.brightness, self.contrast)
+        if self.mode != "none" and not self.flip_axes and not any(strengths):
+            raise ValueError(f"mode {self.mode} needs a change to make: all strengths are 0, and no axis is mirrored")
+        if self.mode == "fixed" and not self.probability:
+            raise ValueError("mode fixed needs a probability above 0: nothing would ever be changed")
+        return self
+
+
 class GanConfig(Section):
     """GAN training (thesis III.A.3b; optimiser settings of GAN-Control)."""
 
@@ -77,6 +118,8 @@ class GanConfig(Section):
     """Whether the warm-up's rate stays, or falls as a cosine to `learning_rate`."""
     warmup_beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Adam's first decay for generator and encoder in the warm-up; later it is 0."""
+    augmentation: DiscriminatorAugmentationConfig = DiscriminatorAugmentationConfig()
+    """Augmentation of what the discriminator sees."""
     precision: Literal["float32", "bf16"] = "float32"
     """`bf16`: convolutions of the first-order phases in bfloat16 (autocast), for GPUs. Weights, styles, demodulation, minibatch
     deviation, losses and regularisers stay in float32."""

@@ -3,6 +3,7 @@
 One step: D on real and generated images; R1 every `r1_interval` steps; G against D with the contrastive loss
 on the paired batch and, beyond the thesis, with the reconstruction of real images through the encoder; the path length
 penalty every `path_length_interval` steps; the averaged networks. The first `warmup_steps` steps only reconstruct.
+Also beyond the thesis, what D sees can be augmented; all other losses are taken of images as they are.
 
 Several workers share the rows of one global batch. Every random number is drawn for the global batch, losses are each
 worker's share of the global mean, and gradients are summed after each phase, so that any number of workers takes the
@@ -14,7 +15,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -35,6 +36,7 @@ from normscape.training.atlas import start_atlas
 from normscape.training.batches import draw_masks, draw_real
 from normscape.training.checkpoint import TrainingState
 from normscape.training.communicator import Communicator, share
+from normscape.training.discriminator_augmentation import DiscriminatorAugmentation
 from normscape.training.observer import GanObserver
 from normscape.training.reconstruction import PLACE_WEIGHT, at_known_places, drop_codes
 from normscape.training.recorder import Recorder
@@ -96,6 +98,7 @@ class GanTrainer:
             None if self.encoder is None else lazy_adam(list(self.encoder.parameters()), settings.learning_rate, 1, lazy=False)
         )
         self.mean_path_length = torch.zeros((), device=device)
+        self.augmentation = None if settings.augmentation.mode == "none" else DiscriminatorAugmentation(config, device)
         self.ema_decay = 0.5 ** (settings.batch_size / settings.ema_half_life_images)
         self.attribute_widths = [a.latent_dim for a in config.attributes]
         # the same weights, for phases that need first derivatives alone
@@ -117,7 +120,7 @@ class GanTrainer:
             digest,
             {name: module for name, module in modules.items() if module is not None},
             {name: optimizer for name, optimizer in optimizers.items() if optimizer is not None},
-            {"mean_path_length": self.mean_path_length},
+            {"mean_path_length": self.mean_path_length} | ({} if self.augmentation is None else self.augmentation.state()),
         )
 
     def start_atlas(self, samples: SampleSet) -> None:
@@ -151,6 +154,13 @@ class GanTrainer:
         """This worker's part of a mean over the global batch, from the mean over its own rows."""
         return share_of_mean / self.communicator.size
 
+    def _seen(self, images: Tensor, step: int, phase: str) -> Tensor:
+        """This worker's images `(b, C, *S)` as D sees them."""
+        if self.augmentation is None:
+            return images
+        numbers = self.augmentation.draw(self.config.gan.batch_size, self._random(step, f"augmentation {phase}"))
+        return self.augmentation(images, numbers[self.rows].to(self.device))
+
     def discriminator_phase(self, real: Tensor, step: int) -> dict[str, Tensor]:
         """Update D on this worker's real images `(b, C, *S)` and as many generated ones."""
         random = self._random(step, "d")
@@ -158,14 +168,21 @@ class GanTrainer:
             with torch.no_grad():
                 styles = self.generator.mapping(self._latents(random, paired=False))
                 fake = self.synthesize(styles, self._noise(random, self.config.gan.batch_size, self.rows))
-            loss = self._mean(discriminator_loss(self.judge(real), self.judge(fake)))
-        self._update(loss, self.optimizer_d)
-        return {"loss_d": loss.detach()}
+            logits = self.judge(self._seen(real, step, "d real"))
+            loss = self._mean(discriminator_loss(logits, self.judge(self._seen(fake, step, "d fake"))))
+        measured = {"loss_d": loss.detach()}
+        if self.augmentation is None:
+            self._update(loss, self.optimizer_d)
+            return measured
+        signs = logits.detach().sign().sum()
+        self._update(loss, self.optimizer_d, also=[signs])
+        self.augmentation.follow(signs, step + 1 - self.config.gan.warmup_steps)
+        return measured | {name: self._mean(value) for name, value in self.augmentation.measured().items()}
 
-    def r1_phase(self, real: Tensor) -> dict[str, Tensor]:
-        """Update D on the R1 penalty at this worker's real images."""
+    def r1_phase(self, real: Tensor, step: int) -> dict[str, Tensor]:
+        """Update D on the R1 penalty at this worker's real images, as they are, of what D says of them as it sees them."""
         real = real.detach().requires_grad_()
-        penalty = self._mean(r1_penalty(self.discriminator(real), real))
+        penalty = self._mean(r1_penalty(self.discriminator(self._seen(real, step, "r1")), real))
         self._update(penalty * (self.config.gan.r1_gamma / 2 * self.config.gan.r1_interval), self.optimizer_d)
         return {"r1": penalty.detach()}
 
@@ -222,7 +239,7 @@ class GanTrainer:
             measured["reconstruction_l1"] = residual.detach()
         if adversarial:
             self.discriminator.requires_grad_(False)
-            fooled = self._mean(generator_loss(self.judge(images[0])))
+            fooled = self._mean(generator_loss(self.judge(self._seen(images[0], step, "g"))))
             self.discriminator.requires_grad_(True)
             contrastive, terms = self._contrastive(images[0])
             losses += [fooled, contrastive]
@@ -292,7 +309,7 @@ class GanTrainer:
         if adversarial:
             measured |= self.discriminator_phase(real, step)
             if settings.r1_gamma > 0 and step % settings.r1_interval == 0:
-                measured |= self.r1_phase(real)
+                measured |= self.r1_phase(real, step)
         measured |= self.generator_phase(step, real, values, masks)
         if adversarial and settings.path_length_weight > 0 and step % settings.path_length_interval == 0:
             measured |= self.path_length_phase(step)
@@ -315,13 +332,14 @@ class GanTrainer:
                 group["lr"] = rate * group["lazy_factor"]
                 group["betas"] = (beta1, group["betas"][1])
 
-    def _update(self, loss: Tensor, *optimizers: torch.optim.Optimizer) -> None:
+    def _update(self, loss: Tensor, *optimizers: torch.optim.Optimizer, also: Sequence[Tensor] = ()) -> None:
+        """One step of the optimisers; `also` is summed over the workers in the gradients' message, in place."""
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if self.communicator.size > 1:
             parameters = itertools.chain.from_iterable(group["params"] for o in optimizers for group in o.param_groups)
-            self.communicator.sum([p.grad for p in parameters if p.grad is not None])
+            self.communicator.sum([*(p.grad for p in parameters if p.grad is not None), *also])
         for optimizer in optimizers:
             optimizer.step()
 
