@@ -176,7 +176,9 @@ def test_no_line_is_forgotten() -> None:
     """Every line of every page is typed by a reader, or has its like in another test that is there."""
     for path in ELSEWHERE.values():
         assert (ROOT / path).is_file()
-    followed = {page: {line for reader, pages in ORDER.items() if page in pages for line in lines(reader, page)} for page in _names()}
+    followed = {
+        page: {line for reader, pages in ORDER.items() if page in pages for line in lines(reader, page)} for page in _names()
+    }
     for page in PAGES:
         if page in GENERATED:
             continue
