@@ -67,6 +67,18 @@ def test_the_slider_changes_the_picture(driver: Any, chairs: Trained, serve: Ser
     assert barriers(driver) == []
 
 
+def test_a_link_from_elsewhere_leads_back_to_the_same_session(driver: Any, chairs: Trained, serve: Serve) -> None:
+    """Somebody who gets the address in a message opens it twice, and finds the scans again; the token leaves the address bar."""
+    site = serve(chairs, token="a-token-that-is-long-enough")
+    open_page(driver, site.listening.url)
+    name = f"normscape-explore-{site.port}"
+    session = driver.get_cookie(name)["value"]
+    visit(driver, f"data:text/html,<a href='{site.listening.url}'>the page</a>")
+    driver.find_element("tag name", "a").click()
+    wait(driver, lambda _: driver.current_url == f"http://127.0.0.1:{site.port}/", "the token stays")
+    assert driver.get_cookie(name)["value"] == session
+
+
 def test_two_subjects_and_their_difference(driver: Any, chairs: Trained, serve: Serve) -> None:
     """One slider moves both; the third picture is the difference of what is shown; a subject of the run comes with its image."""
     open_page(driver, serve(chairs).listening.url)

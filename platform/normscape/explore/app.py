@@ -119,7 +119,7 @@ def _add_frames(app: FastAPI, trained: Trained, most_bytes: int) -> None:
     ) -> Response:
         asked = dict(_pair(text) for text in at or ())
         content = renderer.strip(who, control, [_number(text) for text in values.split(",")], asked, plane)
-        return Response(content, media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
+        return Response(content, media_type="image/png")
 
     @app.get("/api/original")
     def original(who: Annotated[str, Query(max_length=20)]) -> Response:
