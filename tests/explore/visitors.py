@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import http.client
 import json
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlencode
@@ -89,6 +91,29 @@ class Site:
     def browser(self, **headers: str) -> Browser:
         """Somebody new."""
         return Browser(self.port, headers=headers)
+
+
+@contextmanager
+def running(page: Listening) -> Iterator[Site]:
+    """A server in a thread of its own; it has ended with the block."""
+    thread = threading.Thread(target=page.run, daemon=True)
+    thread.start()
+    try:
+        wait_for(lambda: page.server.started or not thread.is_alive())
+        assert thread.is_alive()
+        yield Site(page)
+    finally:
+        page.server.should_exit = True
+        thread.join(20)
+    assert not thread.is_alive()
+
+
+def wait_for(state: Callable[[], bool], seconds: float = 60) -> None:
+    """Until something is so."""
+    end = time.monotonic() + seconds
+    while not state():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 Serve = Callable[..., Site]

@@ -289,6 +289,10 @@ def _add_errors(app: FastAPI) -> None:
     async def refused(_: Request, error: HTTPException) -> JSONResponse:
         return problem(error.status_code, str(error.detail))
 
+    @app.exception_handler(ClientDisconnect)
+    async def gone(_: Request, __: ClientDisconnect) -> Response:
+        return Response(status_code=400)  # which nobody reads; without it the terminal would show a stack trace
+
     @app.exception_handler(OSError)
     async def disk(_: Request, error: OSError) -> JSONResponse:
         _log.error("%s", error)
