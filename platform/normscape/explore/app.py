@@ -168,7 +168,7 @@ def _add_scans(app: FastAPI, trained: Trained, storage: Storage, worker: Worker,
                 await _receive(request, upload, most_bytes)
                 async with reading:
                     await anyio.to_thread.run_sync(check_scan, upload)
-                worker.add(Job(upload.id, upload.owner, scoring(upload, asked, model)))
+                worker.add(Job(upload.id, upload.folder, scoring(upload, asked, model)))
         except TooLarge:
             raise
         except UserError:
@@ -184,8 +184,7 @@ def _add_scans(app: FastAPI, trained: Trained, storage: Storage, worker: Worker,
 
     @app.delete("/api/scans/{number}")
     def delete(request: Request, number: str) -> dict[str, bool]:
-        upload = _own(request, storage, number)
-        upload.whole = False  # from here on nobody sees it
+        upload = _known(storage.hide(request.state.session, number))
         worker.forget(upload.id, lambda: storage.remove(upload))
         return {"deleted": True}
 
@@ -205,8 +204,12 @@ def _add_scans(app: FastAPI, trained: Trained, storage: Storage, worker: Worker,
 
 
 def _own(request: Request, storage: Storage, number: str) -> Upload:
-    """The session's own scan; of somebody else's not even that it exists is said."""
-    upload = storage.find(request.state.session, number)
+    """The session's own scan."""
+    return _known(storage.find(request.state.session, number))
+
+
+def _known(upload: Upload | None) -> Upload:
+    """A scan that was found; of somebody else's not even that it exists is said."""
     if upload is None:
         raise HTTPException(404, "no such scan; it may have been deleted")
     return upload
