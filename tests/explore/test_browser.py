@@ -84,6 +84,7 @@ def test_two_subjects_and_their_difference(driver: Any, chairs: Trained, serve: 
     open_page(driver, serve(chairs).listening.url)
     driver.find_element("id", "compare").click()
     one, two, difference = driver.find_elements("css selector", "#sides canvas")
+    wait(driver, lambda _: len({canvas.rect["y"] for canvas in (one, two, difference)}) == 1, "pictures at different heights")
     driver.execute_script(SLIDE, driver.find_element("id", "knob-angle"), 10)
     first, second = (picture_at(driver, canvas, "angle 10 degrees") for canvas in (one, two))
     third = picture_at(driver, difference, "angle 10 degrees")
