@@ -19,11 +19,12 @@ import normscape
 from normscape.errors import DataError, UserError
 from normscape.explore.intake import check_scan
 from normscape.explore.render import Renderer
-from normscape.explore.scans import PAGE_NAME, RESULTS, SERVED, STRIPPERS, Asked, scoring
+from normscape.explore.scans import RESULTS, SERVED, STRIPPERS, Asked, scoring
 from normscape.explore.security import RESULT_POLICY, Guard, problem
 from normscape.explore.storage import Full, Storage, Upload
 from normscape.explore.trained import Trained
 from normscape.explore.work import Job, Worker
+from normscape.report.scan_page import PAGE_NAME
 
 _log = logging.getLogger(__name__)
 STATIC = {
