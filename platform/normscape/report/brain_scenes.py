@@ -64,7 +64,8 @@ def case_peak(source: Source, name: str) -> tuple[float, float, float] | None:
     table = pyarrow.csv.read_csv(path) if path is not None else None
     if table is None or not len(table) or "scan_peak_x_mm" not in table.column_names:
         return None
-    x, y, z = (float(table[f"scan_peak_{axis}_mm"][0].as_py() or np.nan) for axis in "xyz")
+    peak = [table[f"scan_peak_{axis}_mm"][0].as_py() for axis in "xyz"]
+    x, y, z = (np.nan if value is None else float(value) for value in peak)
     return x, y, z
 
 
