@@ -11,7 +11,7 @@ import pytest
 
 from normscape.explore.trained import Trained
 from tests.browser import barriers, chromium, complaints, requested, visit, wait
-from tests.explore.visitors import Serve
+from tests.explore.visitors import MAP_SECONDS, Serve
 
 PIXELS = """const c = arguments[0]; return Array.from(c.getContext('2d').getImageData(0, 0, c.width, c.height).data)
   .filter((_, i) => i % 4 < 3)"""
@@ -146,7 +146,7 @@ def test_a_dropped_scan_gets_its_map(driver: Any, brains: Trained, serve: Serve,
         seen.update(row.get_attribute("data-state") for row in rows)
         return bool(rows) and rows[0].get_attribute("data-state") in ("finished", "failed")
 
-    wait(driver, finished, "no map")
+    wait(driver, finished, "no map", seconds=MAP_SECONDS)
     row = driver.find_element("css selector", "#list li")
     assert row.get_attribute("data-state") == "finished", row.text
     assert seen & {"queued", "running"}

@@ -14,6 +14,9 @@ from urllib.parse import urlencode
 
 from normscape.explore.server import Listening
 
+MAP_SECONDS = 300.0
+"""Longest time until a scan has its map, on a machine that runs other tests, too."""
+
 
 @dataclass
 class Answer:
@@ -67,7 +70,7 @@ class Browser:
         """Drop a scan of somebody aged 63, already stripped."""
         return self.ask("PUT", "/api/scans", content, **({"name": name, "age": "63", "strip": "none"} | query))
 
-    def wait(self, number: str, *states: str, seconds: float = 120) -> dict[str, Any]:
+    def wait(self, number: str, *states: str, seconds: float = MAP_SECONDS) -> dict[str, Any]:
         """A scan's description, once it is in one of some states."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
