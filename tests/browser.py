@@ -62,11 +62,11 @@ def visit(driver: WebDriver, address: str | Path) -> None:
     driver.get(address.as_uri() if isinstance(address, Path) else address)
 
 
-def wait(driver: WebDriver, condition: Callable[[WebDriver], Any], about: str) -> Any:
+def wait(driver: WebDriver, condition: Callable[[WebDriver], Any], about: str, *, seconds: float = PATIENCE_S) -> Any:
     """What a condition gives as soon as it gives something."""
     from selenium.webdriver.support.ui import WebDriverWait
 
-    return WebDriverWait(driver, PATIENCE_S, poll_frequency=0.1).until(condition, about)
+    return WebDriverWait(driver, seconds, poll_frequency=0.1).until(condition, about)
 
 
 def complaints(driver: WebDriver) -> list[str]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 import webbrowser
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -13,9 +16,6 @@ import typer
 
 from normscape.cli_shared import MODELS, RUNS, RunsOption, VerboseOption, examples, find_run
 from normscape.errors import UserError
-
-_OPEN_SECONDS = 1.0
-"""Between the start of the server and that of a browser."""
 
 RunOption = Annotated[Path | None, typer.Option("--run", metavar="FOLDER", help="A run whose controllers are trained.")]
 ModelOption = Annotated[
@@ -69,7 +69,7 @@ def explore_command(
         raise UserError("give one of --run FOLDER and --model models:/NAME@ALIAS")
     token = chosen_token(host, os.environ.get(TOKEN_VARIABLE))
     settings = Settings(host, port, folder, max_megabytes << 20, max_uploads, token)
-    with sigterm_as_ctrl_c():
+    with sigterm_as_ctrl_c(), hangup_as_sigterm():
         trained = load_run(find_run(run, runs_dir)) if run is not None else load_registered(str(model), runs_dir)
         with listening(trained, settings) as page:
             for sentence in warnings(settings):
@@ -79,5 +79,18 @@ def explore_command(
             sys.stdout.write(f"page  {page.url}\n")
             sys.stdout.flush()
             if is_opened:
-                threading.Timer(_OPEN_SECONDS, webbrowser.open, [page.url]).start()
+                # its socket listens already; some browsers return only when they are closed
+                threading.Thread(target=webbrowser.open, args=(page.url,), daemon=True).start()
             page.run()
+
+
+@contextmanager
+def hangup_as_sigterm() -> Iterator[None]:
+    """A terminal that is closed ends the page, too, else dropped scans would stay behind; `nohup` is left as it is."""
+    before = signal.getsignal(signal.SIGHUP)
+    if before is signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)

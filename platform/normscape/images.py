@@ -11,13 +11,14 @@ from torch import Tensor
 
 
 def image_grid(images: Tensor, *, columns: int, gap: int = 1) -> Tensor:
-    """Lay out uint8 images `(N, C, H, W)` in rows, on white; volumes `(N, C, D, H, W)` show their middle slice.
+    """Lay out uint8 images `(N, C, H, W)` in rows, on white; volumes `(N, C, D, H, W)` show their middle slice, the subject's
+    right at the left and the front up.
 
     Returns:
         `(C, H', W')` uint8.
     """
     if images.ndim == 5:
-        images = images[:, :, images.shape[2] // 2]
+        images = images[:, :, images.shape[2] // 2].flip(-2, -1)
     count, channels, height, width = images.shape
     rows = -(-count // columns)
     grid = torch.full((channels, rows * (height + gap) + gap, columns * (width + gap) + gap), 255, dtype=torch.uint8)

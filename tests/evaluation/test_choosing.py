@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pyarrow.parquet as pq
@@ -11,6 +12,7 @@ from normscape.errors import UserError
 from normscape.evaluation import choosing
 from normscape.evaluation.choosing import compare_on_validation
 from normscape.evaluation.evaluating import evaluate
+from normscape.evaluation.running import Fitted, fit_unit
 from tests.evaluation.toys import detector, evaluation
 
 if TYPE_CHECKING:
@@ -43,6 +45,25 @@ def test_a_second_time_nothing_is_fitted(chairs: Prepared, monkeypatch: pytest.M
     again = compare_on_validation(chairs.config, chairs.runs)
     assert again.table == first.table
     assert again.areas["near"]["dark"].value == first.areas["near"]["dark"].value
+
+
+def test_a_detector_whose_stages_are_others_now_is_fitted_again(chairs: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it did not say that it would read them."""
+    quiet = chairs.evaluating(detectors=[detector("quiet", "QuietReader", stage="gan")], seeds=[0], own=[])
+    found = quiet.experiment
+    folders = dict(found.folders) | {"gan": found.prepared}
+    asked: list[object] = []
+
+    def counted(*given: object) -> Fitted:
+        asked.append(given)
+        return fit_unit(*given)
+
+    monkeypatch.setattr(choosing, "fit_unit", counted)
+    for key, fits in (("0" * 64, 1), ("0" * 64, 1), ("1" * 64, 2)):
+        keys = dict(found.keys) | {"gan": key}
+        monkeypatch.setattr(choosing, "find_experiment", lambda *_, keys=keys, **__: replace(found, folders=folders, keys=keys))
+        compare_on_validation(quiet.config, quiet.runs)
+        assert len(asked) == fits
 
 
 def test_a_detector_that_fails_leaves_the_others(chairs: Prepared) -> None:

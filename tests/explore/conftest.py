@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,7 +22,7 @@ from normscape.explore.trained import Trained, load_run
 from normscape.stages import normals, project, score
 from normscape.stages.core import StageContext, folder_name, stage_keys
 from normscape.training.recorder import SilentRecorder
-from tests.explore.visitors import Serve, Site
+from tests.explore.visitors import Serve, Site, running
 
 RAN = {"normals": normals, "project": project, "score": score}
 
@@ -115,17 +113,6 @@ def serve() -> Iterator[Serve]:
                 "host": "127.0.0.1", "port": 0, "folder": None, "most_bytes": 8 << 20, "most_uploads": 8, "token": None,
             }  # fmt: skip
             page = stack.enter_context(listening(trained, Settings(**(given | changes))))
-            thread = threading.Thread(target=page.run, daemon=True)
-            thread.start()
-
-            def stop() -> None:
-                page.server.should_exit = True
-                thread.join(20)
-
-            stack.callback(stop)
-            while not page.server.started:
-                assert thread.is_alive()
-                time.sleep(0.02)
-            return Site(page)
+            return stack.enter_context(running(page))
 
         yield start

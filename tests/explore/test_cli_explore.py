@@ -18,9 +18,11 @@ from tests.explore.visitors import Browser
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("ended_by", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+@pytest.mark.parametrize("ended_by", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=["Ctrl-C", "SIGTERM", "closed terminal"])
 def test_it_serves_until_it_is_stopped(chairs_run: Path, tmp_path: Path, ended_by: signal.Signals) -> None:
     """It prints its address, answers there, and ends with 130, no stack trace, and no file left."""
+    if signal.getsignal(ended_by) is signal.SIG_IGN:
+        pytest.skip("ignored here, as by nohup")
     command = [sys.executable, "-m", "normscape", "explore", "--run", str(chairs_run), "--port", "0"]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "platform"), "TMPDIR": str(tmp_path)}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=tmp_path)

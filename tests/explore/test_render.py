@@ -14,13 +14,16 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from normscape.datasets import slices
 from normscape.datasets.prepared import PreparedCohort
 from normscape.datasets.samples import to_uint8
 from normscape.errors import DataError, UserError
-from normscape.explore.render import MOST_FRAMES, Renderer
+from normscape.explore.render import MOST_FRAMES, Renderer, picture
 from normscape.explore.slab import PLANES, patch_positions
 from normscape.explore.trained import Trained, load_run
+from normscape.images import image_grid
 from normscape.networks.generator import draw_latents
+from normscape.report.pictures import flat
 from normscape.stages.files import discard
 from normscape.training.controllers import with_value
 from normscape.training.seeding import seeded
@@ -110,6 +113,15 @@ def test_a_brain_in_three_planes(brains: Trained) -> None:
     assert (seen[0][0] != seen[1][0]).any()
     with pytest.raises(DataError, match="plane: choose axial"):
         renderer.strip("seed:1", "age", [30.0], {}, "oblique")
+
+
+def test_slices_of_patches_are_turned_as_those_of_whole_brains() -> None:
+    """On this page, on that of a run, and in the sample grids of a training."""
+    volume = torch.randint(255, (1, 4, 6, 6), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    expected = slices.panel(volume[0].numpy(), (2, 0, 0), slices.brain_box(np.ones(volume.shape[1:])), (slices.AXIAL,))
+    for found in (picture(volume), flat(volume.numpy())):
+        assert (found == expected[..., None]).all()
+    assert (image_grid(volume[None], columns=1, gap=0)[0].numpy() == expected).all()
 
 
 def test_patches_lie_where_the_networks_learned_that_they_lie(

@@ -5,8 +5,7 @@ from __future__ import annotations
 import gzip
 import http.client
 import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import nibabel as nib
@@ -16,7 +15,7 @@ import SimpleITK as sitk
 
 from normscape.explore.storage import clean_name
 from normscape.explore.trained import Trained
-from tests.explore.visitors import Serve, Site
+from tests.explore.visitors import Serve, Site, wait_for
 
 
 def nifti(tmp_path: Path, values: np.ndarray, name: str = "made.nii") -> bytes:
@@ -99,7 +98,8 @@ def test_a_file_that_is_too_large_is_stopped_while_it_arrives(brains: Trained, s
     assert folders(site) == []
 
 
-def test_a_sender_who_leaves_leaves_nothing(brains: Trained, serve: Serve) -> None:
+def test_a_sender_who_leaves_leaves_nothing(brains: Trained, serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
+    """No file, and no stack trace in the terminal."""
     site = serve(brains)
     person = site.browser().opened()
     own = f"127.0.0.1:{site.port}"
@@ -111,14 +111,8 @@ def test_a_sender_who_leaves_leaves_nothing(brains: Trained, serve: Serve) -> No
     wait_for(lambda: len(folders(site)) == 1)
     connection.close()
     wait_for(lambda: folders(site) == [])
-
-
-def wait_for(state: Callable[[], bool], seconds: float = 60) -> None:
-    """Until something is so."""
-    end = time.monotonic() + seconds
-    while not state():
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    assert person.ask("GET", "/api/scans").json == {"scans": []}
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.slow

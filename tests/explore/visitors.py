@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import http.client
 import json
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlencode
 
 from normscape.explore.server import Listening
+
+MAP_SECONDS = 300.0
+"""Longest time until a scan has its map, on a machine that runs other tests, too."""
 
 
 @dataclass
@@ -65,7 +70,7 @@ class Browser:
         """Drop a scan of somebody aged 63, already stripped."""
         return self.ask("PUT", "/api/scans", content, **({"name": name, "age": "63", "strip": "none"} | query))
 
-    def wait(self, number: str, *states: str, seconds: float = 120) -> dict[str, Any]:
+    def wait(self, number: str, *states: str, seconds: float = MAP_SECONDS) -> dict[str, Any]:
         """A scan's description, once it is in one of some states."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -89,6 +94,29 @@ class Site:
     def browser(self, **headers: str) -> Browser:
         """Somebody new."""
         return Browser(self.port, headers=headers)
+
+
+@contextmanager
+def running(page: Listening) -> Iterator[Site]:
+    """A server in a thread of its own; it has ended with the block."""
+    thread = threading.Thread(target=page.run, daemon=True)
+    thread.start()
+    try:
+        wait_for(lambda: page.server.started or not thread.is_alive())
+        assert thread.is_alive()
+        yield Site(page)
+    finally:
+        page.server.should_exit = True
+        thread.join(20)
+    assert not thread.is_alive()
+
+
+def wait_for(state: Callable[[], bool], seconds: float = 60) -> None:
+    """Until something is so."""
+    end = time.monotonic() + seconds
+    while not state():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 Serve = Callable[..., Site]

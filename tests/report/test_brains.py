@@ -8,14 +8,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.csv
 import pytest
 from PIL import Image
 
 from normscape.config import Config
-from normscape.report.brain_scenes import brain_viewer
+from normscape.report import brain_scenes
+from normscape.report.brain_scenes import VIEWER, brain_viewer, case_name, case_peak, target
 from normscape.report.brains import outlined, overlay
 from normscape.report.page import build_page
 from normscape.report.source import Source
+from normscape.report.viewer import Scene, Viewer
+from normscape.scoring.maps import REGION_SCHEMA
+from normscape.stages.scan import REGIONS_NAME
 from tests.report.conftest import build_brains
 
 
@@ -61,6 +67,38 @@ def test_the_viewer_shows_test_scans_with_all_their_layers(
     text = build_page(config, {"brains": stage}, tmp_path).read_text(encoding="utf-8")
     assert "data-viewer" not in text
     assert len(text) < 1_500_000  # no viewer, no library
+
+
+def test_scenes_that_do_not_fit_into_the_page_are_left_out(
+    stage: Path, toy_brain_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Source(toy_brain_config(), {"brains": stage})
+    view = brain_viewer(source)
+    assert view is not None
+    first, second = (sum(len(layer.data) for layer in scene.layers) for scene in view.scenes)
+    for most, names in ((first + second - 1, ["scan-1_blot"]), (first - 1, ["scan-1"])):
+        monkeypatch.setattr(brain_scenes, "MOST_CHARACTERS", most)
+        view = brain_viewer(source)
+        assert [scene.name for scene in view.scenes if view] == names
+    monkeypatch.setattr(brain_scenes, "MOST_CHARACTERS", 0)
+    assert brain_viewer(source) is None
+
+
+def test_a_peak_in_the_middle_of_the_head_is_a_place_like_any_other(stage: Path, toy_brain_config: Callable[..., Config]) -> None:
+    """x of 0 mm is a place; only what is not known is none."""
+    source = Source(toy_brain_config(), {"brains": stage})
+    for name, x in (("midline", 0.0), ("unknown", None)):
+        folder = stage / "cases" / name
+        folder.mkdir(parents=True)
+        row = dict.fromkeys(REGION_SCHEMA.names, 7.0) | {"scan_peak_x_mm": x}
+        pyarrow.csv.write_csv(pa.Table.from_pylist([row], schema=REGION_SCHEMA), folder / REGIONS_NAME)
+    view = Viewer(VIEWER, [Scene(case_name(name), name, []) for name in ("midline", "unknown")])
+    found = [case_peak(source, name) for name in ("midline", "unknown")]
+    assert found[0] == (0.0, 7.0, 7.0)
+    assert found[1] is not None
+    shown = [target(view, case_name(name), peak, "") for name, peak in zip(("midline", "unknown"), found, strict=True) if peak]
+    assert shown[0] is not None
+    assert shown[1] is None
 
 
 def test_what_is_missing_is_said(stage: Path, toy_brain_config: Callable[..., Config], tmp_path: Path) -> None:

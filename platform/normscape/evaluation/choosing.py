@@ -1,11 +1,13 @@
 """Choosing between detectors and settings: areas on synthetic validation alone. The locked test is not opened.
 
 In `<run>/evaluation/validation/` lies one table of scores a unit, `<detector>-<seed>-<key8>.parquet` (columns of `scores.parquet`
-in `normscape.evaluation.units`), which is not made again, and `choice-<key8>.parquet` for each comparison.
+in `normscape.evaluation.units`), which is not made again while the stages that the detector read are the same, and
+`choice-<key8>.parquet` for each comparison.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,6 +37,8 @@ CHOICE_SCHEMA = pa.schema(
     + [("subjects", pa.int64())]
 )
 """AUROC on synthetic validation: mean over seeds, 95 % by resampling subjects, standard deviation over seeds."""
+_READ = b"stages"
+"""Key in a table's metadata: stages that the detector asked for, to their keys."""
 _STREAM = 4
 """Keeps the seed of the resampling apart from others."""
 
@@ -96,19 +100,34 @@ def _scored(
     bench: Workbench | None = None
     for unit in units:
         path = folder / f"{unit.detector.name}-{unit.seed}-{unit.key[:8]}.parquet"
-        if not path.exists():
+        table = _made_before(experiment, path)
+        if table is None:
             if bench is None:
                 bench = Workbench(experiment)
                 bench.try_families()
             tell = partial(progress, unit) if progress else (lambda done, total, what: None)
             try:
-                detector = fit_unit(bench, unit, tell).detector
-                _write(Scorer(bench, detector, unit, tell).table(bench.validation(SYNTHETIC)), path)
+                fitted = fit_unit(bench, unit, tell)
+                table = Scorer(bench, fitted.detector, unit, tell).table(bench.validation(SYNTHETIC))
             except DetectorFailed as failed:
                 failures[unit.name] = str(failed)
                 continue
-        tables.setdefault(unit.detector.name, []).append(pq.read_table(path))
+            read = {name: experiment.keys[name] for name in sorted(fitted.folders.asked & set(experiment.keys))}
+            _write(table.replace_schema_metadata({_READ: json.dumps(read)}), path)
+        tables.setdefault(unit.detector.name, []).append(table)
     return tables, failures
+
+
+def _made_before(experiment: Experiment, path: Path) -> pa.Table | None:
+    """A unit's table; None where there is none, or its detector read stages that are others now.
+
+    Stages that a detector says it reads are part of the unit's key; one may read more.
+    """
+    if not path.exists():
+        return None
+    table = pq.read_table(path)
+    read = json.loads((table.schema.metadata or {}).get(_READ, b"{}"))
+    return table if all(experiment.keys.get(name) == key for name, key in read.items()) else None
 
 
 def _rows(found: dict[str, dict[str, Estimate]], subjects: int) -> list[dict[str, object]]:

@@ -19,11 +19,12 @@ import normscape
 from normscape.errors import DataError, UserError
 from normscape.explore.intake import check_scan
 from normscape.explore.render import Renderer
-from normscape.explore.scans import PAGE_NAME, RESULTS, SERVED, STRIPPERS, Asked, scoring
+from normscape.explore.scans import RESULTS, SERVED, STRIPPERS, Asked, scoring
 from normscape.explore.security import RESULT_POLICY, Guard, problem
 from normscape.explore.storage import Full, Storage, Upload
 from normscape.explore.trained import Trained
 from normscape.explore.work import Job, Worker
+from normscape.report.scan_page import PAGE_NAME
 
 _log = logging.getLogger(__name__)
 STATIC = {
@@ -119,7 +120,7 @@ def _add_frames(app: FastAPI, trained: Trained, most_bytes: int) -> None:
     ) -> Response:
         asked = dict(_pair(text) for text in at or ())
         content = renderer.strip(who, control, [_number(text) for text in values.split(",")], asked, plane)
-        return Response(content, media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
+        return Response(content, media_type="image/png")
 
     @app.get("/api/original")
     def original(who: Annotated[str, Query(max_length=20)]) -> Response:
@@ -168,7 +169,7 @@ def _add_scans(app: FastAPI, trained: Trained, storage: Storage, worker: Worker,
                 await _receive(request, upload, most_bytes)
                 async with reading:
                     await anyio.to_thread.run_sync(check_scan, upload)
-                worker.add(Job(upload.id, upload.owner, scoring(upload, asked, model)))
+                worker.add(Job(upload.id, upload.folder, scoring(upload, asked, model)))
         except TooLarge:
             raise
         except UserError:
@@ -184,8 +185,7 @@ def _add_scans(app: FastAPI, trained: Trained, storage: Storage, worker: Worker,
 
     @app.delete("/api/scans/{number}")
     def delete(request: Request, number: str) -> dict[str, bool]:
-        upload = _own(request, storage, number)
-        upload.whole = False  # from here on nobody sees it
+        upload = _known(storage.hide(request.state.session, number))
         worker.forget(upload.id, lambda: storage.remove(upload))
         return {"deleted": True}
 
@@ -205,8 +205,12 @@ def _add_scans(app: FastAPI, trained: Trained, storage: Storage, worker: Worker,
 
 
 def _own(request: Request, storage: Storage, number: str) -> Upload:
-    """The session's own scan; of somebody else's not even that it exists is said."""
-    upload = storage.find(request.state.session, number)
+    """The session's own scan."""
+    return _known(storage.find(request.state.session, number))
+
+
+def _known(upload: Upload | None) -> Upload:
+    """A scan that was found; of somebody else's not even that it exists is said."""
     if upload is None:
         raise HTTPException(404, "no such scan; it may have been deleted")
     return upload
@@ -288,6 +292,10 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def refused(_: Request, error: HTTPException) -> JSONResponse:
         return problem(error.status_code, str(error.detail))
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(_: Request, __: ClientDisconnect) -> Response:
+        return Response(status_code=400)  # which nobody reads; without it the terminal would show a stack trace
 
     @app.exception_handler(OSError)
     async def disk(_: Request, error: OSError) -> JSONResponse:

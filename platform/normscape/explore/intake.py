@@ -31,11 +31,10 @@ def check_scan(upload: Upload) -> None:
 
     try:
         with open_scan(upload.path) as file:
-            declared = declared_bytes(file)
-            held = declared
-            while part := file.read(_CHUNK):  # never the whole of it at once, never past what was declared
-                held += len(part)
-                if held > 2 * declared + _SPARE_BYTES:
+            left = declared_bytes(file) + _SPARE_BYTES
+            while part := file.read(_CHUNK):  # never the whole of it at once, never far past what was declared
+                left -= len(part)
+                if left < 0:
                     raise DataError("the file holds far more than its header says; it is not unpacked any further")
         read_scan(upload.path)
     except EOFError as error:

@@ -144,8 +144,8 @@ class Renderer:
 
 
 def picture(image: Tensor) -> Frame:
-    """A uint8 image `(C, *S)`, C of 1 or 3, as (H, W, 3); of a volume its middle slice."""
-    plane = image if image.ndim == 3 else image[:, image.shape[1] // 2].flip(1)
+    """A uint8 image `(C, *S)`, C of 1 or 3, as (H, W, 3); of a volume its middle slice, turned as in `datasets.slices`."""
+    plane = image if image.ndim == 3 else image[:, image.shape[1] // 2].flip(1, 2)
     array = plane.permute(1, 2, 0).numpy()
     return np.ascontiguousarray(array.repeat(3, axis=2) if array.shape[2] == 1 else array)
 

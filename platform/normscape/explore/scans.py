@@ -14,12 +14,23 @@ from normscape.errors import DataError
 from normscape.explore.intake import said
 from normscape.explore.storage import Upload
 from normscape.explore.work import Tell
-from normscape.stages.scan import EXCESS_NAME, MAP_NAME, REGIONS_NAME, RESIDUAL_NAME, SCORE_NAME, ScanModel
+from normscape.report.scan_page import OVERLAY_NAME, PAGE_NAME, build_scan_page
+from normscape.stages.scan import (
+    EXCESS_NAME,
+    MAP_NAME,
+    REGIONS_NAME,
+    RESIDUAL_NAME,
+    SCORE_NAME,
+    SUMMARY_NAME,
+    ScanModel,
+    describe,
+    score_scan,
+    stripped_by,
+    write_summary,
+)
 
 RESULTS = "results"
 """Folder of a scan's results, beside the scan."""
-SUMMARY_NAME = "summary.json"
-PAGE_NAME, OVERLAY_NAME = "index.html", "overlay.png"
 SERVED = {
     MAP_NAME: "application/gzip",
     SCORE_NAME: "application/gzip",
@@ -80,14 +91,9 @@ def scoring(upload: Upload, asked: Asked, model: ScanModel) -> Callable[[Tell], 
     Raises:
         UserError: no such way to find the brain.
     """
-    from normscape.stages.scan import stripped_by
-
     chosen = stripped_by(model, asked.strip or None, None)
 
     def run(tell: Tell) -> dict[str, Any]:
-        from normscape.report.scan_page import build_scan_page
-        from normscape.stages.scan import describe, score_scan, write_summary
-
         known = Scan(upload.path, upload.path.name.split(".")[0], age_years=asked.age_years, sex=asked.sex)
         try:
             result = score_scan(known, chosen, upload.folder / RESULTS, estimate_age=asked.age_years is None, progress=tell)

@@ -4,7 +4,8 @@ What could go wrong, and what is done about it:
 
 - Another page in the same browser sends requests to this server. Its host name leads here only by DNS rebinding, so the `Host`
   header has to be an address, `localhost` or this machine's name; what changes something has to come from a page of this server
-  (`Origin`); the cookie does not travel with requests of other pages (`SameSite=Strict`).
+  (`Origin`); the cookie travels with requests of other pages only where they lead a person here (`SameSite=Lax`). With `Strict`,
+  who follows a link to the page a second time would get a new session, and be without the scans of the first.
 - Somebody else on the network opens the page. Where the server listens beyond this machine, the first visit needs a token.
 - Two people use one server. Each browser has a session of its own, a signed cookie, and sees only its own scans.
 - A file's name or content reaches the page as a script. The page runs only its own files (`Content-Security-Policy`).
@@ -76,7 +77,7 @@ class Guard:
     def __init__(self, host: str, port: int, token: str | None) -> None:
         self._token = token
         self._names = {"localhost", host.lower()}
-        if not is_loopback(host):
+        if token is not None:  # else a name could lead here by DNS rebinding, and nothing else would be asked for
             self._names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
         self._secret = secrets.token_bytes(32)
         self.cookie = f"normscape-explore-{port}"
@@ -94,7 +95,7 @@ class Guard:
                 response = await call_next(request)
                 if is_new:
                     value = f"{session}.{self._sign(session)}"
-                    response.set_cookie(self.cookie, value, httponly=True, samesite="strict", path="/")
+                    response.set_cookie(self.cookie, value, httponly=True, samesite="lax", path="/")
         self._add_headers(response)
         return response
 

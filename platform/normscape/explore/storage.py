@@ -36,7 +36,7 @@ class Upload:
         name: what it was called, cleaned, for display.
         folder: holds the file and all that is made of it.
         path: of the file; its name is ours.
-        whole: all of it is there, and it is a scan.
+        whole: all of it is there, it is a scan, and nobody has deleted it.
     """
 
     id: str
@@ -115,8 +115,19 @@ class Storage:
     def find(self, owner: str, number: str) -> Upload | None:
         """A session's own file; None for those of others, too."""
         with self._lock:
-            found = self._uploads.get(number)
+            return self._find(owner, number)
+
+    def _find(self, owner: str, number: str) -> Upload | None:
+        found = self._uploads.get(number)
         return found if found is not None and found.owner == owner and found.whole else None
+
+    def hide(self, owner: str, number: str) -> Upload | None:
+        """Like `find`, for whoever deletes the file: from here on nobody finds it, not even who asks at the same moment."""
+        with self._lock:
+            found = self._find(owner, number)
+            if found is not None:
+                found.whole = False
+            return found
 
     def owned(self, owner: str) -> list[Upload]:
         """All files of a session, the first one first."""
@@ -130,7 +141,10 @@ class Storage:
         shutil.rmtree(upload.folder, ignore_errors=True)
 
     def close(self) -> None:
-        """Delete everything, unless the folder is the user's own."""
+        """Delete everything; in a folder of the user's own only what was to be deleted, and what never was a scan."""
+        for upload in list(self._uploads.values()):
+            if not upload.whole:
+                self.remove(upload)
         if not self.is_kept:
             shutil.rmtree(self.folder, ignore_errors=True)
 

@@ -30,7 +30,7 @@ class Job:
 
     Attributes:
         id: of the file that it works on.
-        owner: session that asked for it.
+        folder: where it writes.
         run: does it; told a function to say (step, done, in all) with, gives what a page shows of the result.
         state: where it is.
         message: why it failed.
@@ -38,7 +38,7 @@ class Job:
     """
 
     id: str
-    owner: str
+    folder: Path
     run: Callable[[Tell], dict[str, Any]]
     state: str = QUEUED
     step: str = ""
@@ -186,7 +186,7 @@ def _outcome(job: Job) -> tuple[str, str]:
     except MemoryError:
         return FAILED, "this machine has too little memory for this scan"
     except Exception as error:
-        if is_disk_full(error, Path.cwd()):
+        if is_disk_full(error, job.folder):
             return FAILED, "the disk of this machine is full"
         _log.exception("scoring failed")
         return (

@@ -1,4 +1,7 @@
-"""Image grids: figures 6 and 7 of the thesis, single images and strips for the page. Volumes show their middle slice."""
+"""Image grids: figures 6 and 7 of the thesis, single images and strips for the page.
+
+Volumes show their middle axial slice, turned as in `normscape.datasets.slices`.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ LABELS = ("normal", "anomalous")
 
 def flat(image: np.ndarray) -> np.ndarray:
     """An image `(C, *S)` uint8 as `(H, W, 3)`; of a volume the middle slice, of one channel grey."""
-    plane = image[:, image.shape[1] // 2] if image.ndim == 4 else image
+    plane = image[:, image.shape[1] // 2, ::-1, ::-1] if image.ndim == 4 else image
     shown = np.moveaxis(np.asarray(plane), 0, -1)
     return np.repeat(shown[..., :1], 3, axis=-1) if shown.shape[-1] != 3 else shown
 

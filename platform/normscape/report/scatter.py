@@ -39,19 +39,15 @@ class Plane:
 
     Attributes:
         name: what a reader chooses.
-        across: name of the horizontal axis.
-        up: name of the vertical axis.
+        across: name of the horizontal axis, and the values of the outermost points, in standard deviations of generated styles.
+        up: likewise, of the vertical axis.
         places: (points, 2) in [0, 1], from the left and from the bottom.
-        low: values at the start of both axes, in standard deviations of generated styles.
-        high: values at their end.
     """
 
     name: str
     across: str
     up: str
     places: list[tuple[float, float]]
-    low: tuple[float, float]
-    high: tuple[float, float]
 
 
 def image_facts(config: Config, table: Mapping[str, np.ndarray], row: int) -> str:
@@ -128,9 +124,10 @@ def _planes(name: str, values: NDArray[np.float64], table: Mapping[str, np.ndarr
     resolutions = lengths if lengths and values.shape[1] % len(lengths) == 0 else [""]
     each = values.shape[1] // len(resolutions)
 
-    def axis(j: int) -> str:
+    def axis(j: int, low: float, high: float) -> str:
         resolution = resolutions[j // each]
-        return f"component {j % each + 1}" + (f" at resolution {resolution}" if resolution else "")
+        name = f"component {j % each + 1}" + (f" at resolution {resolution}" if resolution else "")
+        return f"{name} ({number(low, 1)} to {number(high, 1)})"
 
     pairs = [(f"{name}: first two components", (0, 1))]
     train = table["split"] == "train"
@@ -147,8 +144,8 @@ def _planes(name: str, values: NDArray[np.float64], table: Mapping[str, np.ndarr
         low, high = shown.min(0), shown.max(0)
         inside = (shown - low) / np.where(high > low, high - low, 1.0) * (1 - 2 * ROOM) + ROOM
         places = [(round(float(x), 4), round(float(y), 4)) for x, y in inside]
-        ends = [(float(end[0]), float(end[1])) for end in (low, high)]
-        planes.append(Plane(title, axis(pair[0]), axis(pair[1]), places, ends[0], ends[1]))
+        across, up = (axis(j, float(low[i]), float(high[i])) for i, j in enumerate(pair))
+        planes.append(Plane(title, across, up, places))
     return planes
 
 

@@ -45,7 +45,7 @@ from normscape.stages.system import ScoredSystem
 
 MAP_NAME, SCORE_NAME = "anomaly_map.nii.gz", "score_map.nii.gz"
 RESIDUAL_NAME, EXCESS_NAME = "residual_map.nii.gz", "excess_map.nii.gz"
-REGIONS_NAME = "regions.csv"
+REGIONS_NAME, SUMMARY_NAME = "regions.csv", "summary.json"
 SIMULATED = "simulated"
 
 
@@ -320,4 +320,4 @@ def describe(result: ScoredScan) -> dict[str, Any]:
 def write_summary(result: ScoredScan) -> None:
     """Write `summary.json`."""
     text = json.dumps(describe(result), indent=2, ensure_ascii=False, allow_nan=False)
-    (result.folder / "summary.json").write_text(text + "\n", encoding="utf-8")
+    (result.folder / SUMMARY_NAME).write_text(text + "\n", encoding="utf-8")

@@ -45,8 +45,9 @@ function makeSide(label, number, subjects) {
     side.number.value = String(Math.floor(Math.random() * 100000));
     changed();
   });
-  side.name = () => (side.who.value ? side.who.selectedOptions[0].text : `generated subject ${side.number.value}`);
-  side.id = () => side.who.value || `seed:${Math.min(Math.max(Math.trunc(Number(side.number.value)) || 0, 0), 2147483647)}`;
+  const seed = () => Math.min(Math.max(Math.trunc(Number(side.number.value)) || 0, 0), 2147483647); // whatever was typed
+  side.name = () => (side.who.value ? side.who.selectedOptions[0].text : `generated subject ${seed()}`);
+  side.id = () => side.who.value || `seed:${seed()}`;
   sides.push(side);
   $("sides").append(root);
 }

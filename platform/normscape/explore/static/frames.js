@@ -38,7 +38,6 @@ export class Frames {
     this.failed = failed;
     this.kept = new Map();
     this.busy = false;
-    this.stopped = false;
   }
 
   key(ask) {
@@ -60,11 +59,10 @@ export class Frames {
 
   /** Ask for what is missing, one request at a time; call it whenever something on the screen changes. */
   async fill() {
-    this.stopped = false;
     if (this.busy) return;
     this.busy = true;
     try {
-      for (let next = this.next(); next && !this.stopped; next = this.next()) await this.load(next.ask, next.values);
+      for (let next = this.next(); next; next = this.next()) await this.load(next.ask, next.values);
     } catch (error) {
       this.failed(error.message);
     } finally {

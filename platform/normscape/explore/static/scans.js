@@ -15,6 +15,7 @@ const rows = new Map();
 let file = null;
 let settings = null;
 let timer = 0;
+let lost = false; // whether the server failed to say how scans are when it was asked last
 
 function problem(text) {
   $("scan-problem").textContent = text;
@@ -63,11 +64,11 @@ function send() {
   request.send(file);
 }
 
-const ordinal = (n) => (n === 1 ? "one scan is" : `${n} scans are`);
+const scansAre = (n) => (n === 1 ? "one scan is" : `${n} scans are`);
 const seconds = (s) => (s >= 90 ? `${Math.round(s / 60)} minutes` : `${Math.round(s)} seconds`);
 
 function stateText(scan) {
-  if (scan.state === "queued") return scan.place ? `Waiting: ${ordinal(scan.place)} before this one.` : "Waiting.";
+  if (scan.state === "queued") return scan.place ? `Waiting: ${scansAre(scan.place)} before this one.` : "Waiting.";
   if (scan.stopping) return "Stops after this step.";
   if (scan.state === "running") {
     if (scan.step === "patches") return `Patches: ${scan.done} of ${scan.total}${scan.seconds_left === null ? "" : `, ${seconds(scan.seconds_left)} left`}.`;
@@ -76,7 +77,7 @@ function stateText(scan) {
   if (scan.state === "cancelled") return "Cancelled.";
   if (scan.state === "failed") return scan.message;
   const { regions, peak_score: peak, threshold } = scan.result;
-  return `Done in ${seconds(scan.seconds)}: ${regions} regions above ${threshold.toFixed(2)}; highest ${peak.toFixed(2)}.`;
+  return `Done in ${seconds(scan.seconds)}: ${regions === 1 ? "1 region" : `${regions} regions`} above ${threshold.toFixed(2)}; highest ${peak.toFixed(2)}.`;
 }
 
 function setText(element, text) {
@@ -160,8 +161,11 @@ async function follow() {
     }
     $("list-title").hidden = !rows.size;
     again = scans.some((scan) => ["queued", "running"].includes(scan.state));
-  } catch {
-    problem("The server does not answer; this page tries again.");
+    if (lost) problem("");
+    lost = false;
+  } catch (error) {
+    lost = true;
+    problem(error instanceof TypeError ? "The server does not answer; this page tries again." : error.message);
   }
   clearTimeout(timer);
   if (again) timer = setTimeout(follow, POLL_MILLISECONDS);
