@@ -64,7 +64,7 @@ docs: $(DOCS_STAMP)  ## build the documentation into site/; a broken link or ref
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "open site/index.html"
 
-docs-pictures: $(STAMP)  ## draw the pictures of the pages anew, into docs/images; about ten minutes
+docs-pictures: $(STAMP)  ## draw the pictures of the pages anew, into docs/images; about a quarter of an hour
 	$(BIN)/python -m infra.docs.pictures
 
 docs-reference: $(STAMP)  ## write the references of configuration and commands, docs/configuration.md and docs/commands.md

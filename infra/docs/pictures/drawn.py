@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import tempfile
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,22 +82,29 @@ def prepared_scans(path: Path) -> None:
 
 
 def notebook_map(path: Path) -> None:
-    """docs/notebook.md: the last figure of the notebook, which this runs from top to bottom."""
+    """docs/notebook.md: the last figure of the notebook."""
+    save(notebook()["figure"], path)
+
+
+@cache
+def notebook() -> dict[str, Any]:
+    """What the cells of the notebook leave, run once from top to bottom; its files stay until the script ends."""
     import matplotlib as mpl
     from matplotlib import pyplot
 
     mpl.use("Agg")
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
     before = Path.cwd()
-    space: dict[str, object] = {"__name__": "notebook"}
-    with tempfile.TemporaryDirectory() as folder:
-        os.symlink(ROOT / "configs", Path(folder) / "configs")
-        os.chdir(folder)
-        try:
-            for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]:
-                if cell["cell_type"] == "code":
-                    exec(compile("".join(cell["source"]), cell["id"], "exec"), space)
-            save(pyplot.gcf(), path)
-        finally:
-            os.chdir(before)
+    space: dict[str, Any] = {"__name__": "notebook"}
+    os.symlink(ROOT / "configs", Path(folder.name) / "configs")
+    os.chdir(folder.name)
+    try:
+        for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]:
+            if cell["cell_type"] == "code":
+                exec(compile("".join(cell["source"]), cell["id"], "exec"), space)
+    finally:
+        os.chdir(before)
     pyplot.close("all")
     torch.manual_seed(0)
+    return space

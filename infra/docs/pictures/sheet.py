@@ -120,10 +120,17 @@ class Sheet:
 
 
 def save(figure: Figure, path: Path, *, colours: int = 255, rare: bool = False) -> None:
-    """Write a figure as PNG on white with a palette of its own, which keeps it small.
+    """Write a figure as PNG on white, as `save_picture` does."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI, facecolor=PAPER)
+    save_picture(Image.open(buffer), path, colours=colours, rare=rare)
+
+
+def save_picture(image: Image.Image, path: Path, *, colours: int = 255, rare: bool = False) -> None:
+    """Write a picture as PNG with a palette of its own, which keeps it small.
 
     Args:
-        figure: to write.
+        image: to write.
         path: where to.
         colours: of the palette.
         rare: thin lines keep their colour, and shades are coarser.
@@ -131,10 +138,8 @@ def save(figure: Figure, path: Path, *, colours: int = 255, rare: bool = False) 
     Raises:
         ValueError: it is larger than `LARGEST_BYTES` even so.
     """
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, facecolor=PAPER)
     method = Image.Quantize.MAXCOVERAGE if rare else Image.Quantize.MEDIANCUT
-    picture = Image.open(buffer).convert("RGB").quantize(colours, method=method, dither=Image.Dither.NONE)
+    picture = image.convert("RGB").quantize(colours, method=method, dither=Image.Dither.NONE)
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.save(path, format="PNG", optimize=True)
     if path.stat().st_size > LARGEST_BYTES:
