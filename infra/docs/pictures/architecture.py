@@ -13,7 +13,7 @@ def design(path: Path) -> None:
     sheet = Sheet(8.0, 4.9)
     sheet.text(2.0, 4.7, "Layers: imports run downward", size=10, bold=True)
     layers: list[tuple[str, str, Colour]] = [
-        ("report · cli · jobs", "commands, pages, entry points", "orange"),
+        ("report · explore · cli · jobs", "commands, pages, entry points", "orange"),
         ("distributed · tracking", "Ray, MLflow", "orange"),
         ("stages · evaluation · benchmark", "from here on down: no Ray, no MLflow", "blue"),
         ("training · inversion · scoring · baselines", "loops, projection, detectors", "green"),
