@@ -22,6 +22,7 @@ import yaml
 from normscape import cli
 from normscape.datasets.simulated import simulate_cohort
 from tests.integration.conftest import tiny_settings
+from tests.integration.test_brain import AUXILIARY
 from tests.integration.test_brain import settings as tiny_brain_settings
 from tests.test_docs import DOCS, GENERATED, PAGES, ROOT, command_lines
 
@@ -34,7 +35,7 @@ ELSEWHERE = {
 """Lines that are not typed here, and where they, or their like, are."""
 ORDER = {
     "chairs": ["README.md", "index.md", "start.md", "evaluation.md", "sweeps.md", "registry.md"],
-    "brains": ["own-cohort.md", "data.md", "registry.md", "README.md"],
+    "brains": ["own-cohort.md", "data.md", "own-attribute.md", "registry.md", "README.md"],
 }
 """What each reader reads; one page may be for both."""
 FOR_BRAINS = r"brain|scan|IXI|DATASET|lesions|prepare|score|COHORT|mine@champion|champion\.zip"
@@ -98,6 +99,9 @@ def put_brains(folder: Path) -> None:
     data = {"spacing_mm": 4.0, "simulated_subjects": 8, "train_subjects": 4, "test_subjects": 2, "patches_per_subject": 64}
     toy |= {"name": "brain-cpu", "data": data, "brains": {"stride": 6, "identities": 2}}
     (folder / "cpu.yaml").write_text(yaml.safe_dump(toy, sort_keys=False), encoding="utf-8")
+    contrast = yaml.safe_load((folder / "contrast.yaml").read_text(encoding="utf-8"))
+    contrast["attributes"][0] |= {"latent_dim": 8, "auxiliary": AUXILIARY}
+    (folder / "contrast.yaml").write_text(yaml.safe_dump(contrast, sort_keys=False), encoding="utf-8")
 
 
 def put_scans(desk: Path) -> None:
