@@ -143,11 +143,11 @@ def toy_samples() -> Callable[..., SampleSet]:
     return make
 
 
-@dataclass(frozen=True)
 class LitImages:
     """Grey images, each as bright as augmentation draws it; as they are, they are all alike."""
 
-    count: int
+    def __init__(self, count: int) -> None:
+        self.count = count
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -38,16 +37,10 @@ from normscape.training.checkpoint import TrainingState
 from normscape.training.communicator import Communicator, share
 from normscape.training.discriminator_augmentation import DiscriminatorAugmentation
 from normscape.training.observer import GanObserver
+from normscape.training.optimizers import lazy_adam, set_rates
 from normscape.training.reconstruction import PLACE_WEIGHT, at_known_places, drop_codes
 from normscape.training.recorder import Recorder
 from normscape.training.seeding import seeded
-
-
-def lazy_adam(parameters: list[Tensor], learning_rate: float, interval: int, *, lazy: bool) -> torch.optim.Adam:
-    """Adam(0, 0.99) with the correction for a regulariser applied every `interval` steps (Karras et al. 2020, appendix B)."""
-    c = interval / (interval + 1) if lazy else 1.0
-    group = {"params": parameters, "lazy_factor": c}
-    return torch.optim.Adam([group], lr=learning_rate * c, betas=(0.0, 0.99**c), eps=1e-8, fused=True)
 
 
 class GanTrainer:
@@ -305,7 +298,7 @@ class GanTrainer:
         measured: dict[str, Tensor] = {}
         adversarial = step >= settings.warmup_steps
         if settings.warmup_steps:
-            self._set_rates(step)
+            set_rates([o for o in (self.optimizer_g, self.optimizer_e) if o is not None], settings, step)
         if adversarial:
             measured |= self.discriminator_phase(real, step)
             if settings.r1_gamma > 0 and step % settings.r1_interval == 0:
@@ -318,19 +311,6 @@ class GanTrainer:
                 if averaged is not None and network is not None:
                     torch._foreach_lerp_(list(averaged.parameters()), list(network.parameters()), 1 - self.ema_decay)
         return measured
-
-    def _set_rates(self, step: int) -> None:
-        """Generator and encoder learn at the warm-up's rates until the discriminator joins in."""
-        settings = self.config.gan
-        adversarial, last = step >= settings.warmup_steps, settings.learning_rate
-        rate = last if adversarial else settings.warmup_learning_rate or last
-        if settings.warmup_schedule == "cosine" and not adversarial:
-            rate = last + (rate - last) * 0.5 * (1 + math.cos(math.pi * step / settings.warmup_steps))
-        beta1 = 0.0 if adversarial else settings.warmup_beta1
-        for optimizer in filter(None, (self.optimizer_g, self.optimizer_e)):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * group["lazy_factor"]
-                group["betas"] = (beta1, group["betas"][1])
 
     def _update(self, loss: Tensor, *optimizers: torch.optim.Optimizer, also: Sequence[Tensor] = ()) -> None:
         """One step of the optimisers; `also` is summed over the workers in the gradients' message, in place."""
