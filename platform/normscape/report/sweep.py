@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from normscape.errors import DataError
 from normscape.report import sweep_figures
 from normscape.report.page import template_environment
 from normscape.report.plots import Plot, Shown, data_uri, render
+from normscape.report.tables import Grid
 from normscape.report.words import duration, significant, title
 
 ORIGINS = {"guess": "guess from real images", "experiment": "the experiment's own", "search": "search"}
@@ -47,18 +48,6 @@ class SweepSource:
     def having(self, status: str) -> list[dict[str, Any]]:
         """Trials that ended so."""
         return [trial for trial in self.trials if trial["status"] == status]
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A table of texts."""
-
-    caption: str
-    head: list[str]
-    rows: list[list[str]]
-    strong: set[int] = field(default_factory=set)
-    """Rows in bold."""
-    note: str = ""
 
 
 def read_sweep(folder: Path) -> SweepSource:
@@ -167,7 +156,7 @@ def _best_table(source: SweepSource, best: Mapping[str, Any]) -> Grid:
         *(f"{'best: ' if t is best else ''}trial {t['number']}, {ORIGINS.get(t['origin'], t['origin'])}" for t in columns),
     ]
     note = "" if len({t["step"] for t in columns}) < 2 else "Scores at different steps do not compare: training time differs."
-    return Grid("Best trial" + (", and where the search began" if len(columns) > 1 else ""), head, rows, {0}, note)
+    return Grid(head, rows, "Best trial" + (", and where the search began" if len(columns) > 1 else ""), note, strong=(0,))
 
 
 def _trials_table(source: SweepSource, scored: Sequence[Mapping[str, Any]], best: Mapping[str, Any] | None) -> Grid:
@@ -185,7 +174,7 @@ def _trials_table(source: SweepSource, scored: Sequence[Mapping[str, Any]], best
         for t in (*scored, *others)
     ]
     head = ["trial", "ended", "score", "step", "time", "proposed by", *source.parameters]
-    return Grid(f"All {len(source.trials)} trials, best first", head, rows, {0} if best else set())
+    return Grid(head, rows, f"All {len(source.trials)} trials, best first", strong=(0,) if best else ())
 
 
 def _settings(source: SweepSource, trial: Mapping[str, Any]) -> str:
