@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import configparser
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import socket
@@ -23,6 +26,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import sqlalchemy
+import yaml
 from mlflow import MlflowClient
 
 from normscape.configio import load_config
@@ -35,6 +40,7 @@ from normscape.tracking.store import open_client
 
 pytestmark = pytest.mark.cluster
 
+ROOT = Path(__file__).resolve().parents[2]
 MODEL = "normscape-tiny"
 SECONDS = 300.0
 """Until a server must answer."""
@@ -389,3 +395,69 @@ def test_two_runs_at_once_on_one_new_sqlite_file(tiny_yaml: Path, cache: Path, c
         for metric, steps in curves(calm).items():
             recorded = client.get_metric_history(stages["auxiliary"].info.run_id, metric)
             assert sorted(point.step for point in recorded) == steps, metric
+
+
+def test_a_server_for_a_group_asks_who_is_there(postgres: str, tmp_path: Path) -> None:
+    """The command of infra/mlflow/compose.yaml on a database of its own: strangers and foreign host names stay outside, the line
+    of docs/cluster.md makes a user, who may read everything and change nothing of others."""
+    pytest.importorskip("flask_wtf", reason="needs Flask-WTF: pip install 'normscape[server]'")
+    if shutil.which("curl") is None:
+        pytest.skip("needs curl")
+    database, port, password = f"{postgres}_auth", free_port(), "twelve-letters-long"
+    engine = sqlalchemy.create_engine(postgres, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(sqlalchemy.text("CREATE DATABASE mlflow_auth"))
+    engine.dispose()
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "infra/mlflow/basic_auth.ini")
+    settings["mlflow"]["database_uri"] = database
+    with (tmp_path / "basic_auth.ini").open("w") as file:
+        settings.write(file)
+    compose = yaml.safe_load((ROOT / "infra/mlflow/compose.yaml").read_text())
+    changed = {
+        "--host": "127.0.0.1", "--port": str(port), "--workers": "1", "--backend-store-uri": database,
+        "--artifacts-destination": str(tmp_path / "artifacts"), "--allowed-hosts": "localhost:*,127.0.0.1:*",
+    }  # fmt: skip
+    words = [word.partition("=") for word in compose["services"]["mlflow"]["command"]]
+    command = [sys.executable, "-m", *(name + equals + changed.pop(name, value) for name, equals, value in words)]
+    assert not changed
+    environment = {
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_AUTH_CONFIG_PATH": str(tmp_path / "basic_auth.ini"),
+        "MLFLOW_AUTH_ADMIN_USERNAME": "admin", "MLFLOW_AUTH_ADMIN_PASSWORD": password,
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": "of-this-test-alone",
+    }  # fmt: skip
+    server = Server(command, f"http://127.0.0.1:{port}/health", tmp_path / "server.log", environment)
+
+    def asks(path: str, *options: str) -> int:
+        url = f"http://127.0.0.1:{port}/api/2.0/mlflow/{path}"
+        done = subprocess.run(
+            ["curl", "--silent", "--output", str(tmp_path / "answer"), "--write-out", "%{http_code}", *options, url],
+            capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        return int(done.stdout)
+
+    def makes(name: str) -> tuple[str, ...]:
+        return ("--json", json.dumps({"name": name}))
+
+    try:
+        server.start()
+        search = ("experiments/search", "--json", '{"max_results": 5}')
+        assert asks(*search) == 401
+        assert asks(*search, "--user", f"admin:{password}", "--header", "Host: elsewhere.example.org") == 403
+        [line] = re.findall(r"^ *(curl .*users/create.*)$", (ROOT / "docs/cluster.md").read_text(), re.MULTILINE)
+        typed = [word.replace(":5000", f":{port}") for word in shlex.split(line)]
+        typed[typed.index("admin")] = f"admin:{password}"  # else curl asks for the password
+        done = subprocess.run([*typed, "--silent", "--fail-with-body"], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stdout
+        ada = json.loads(typed[-1])
+        assert json.loads(done.stdout)["user"]["username"] == ada["username"]
+        known = ("--user", f"{ada['username']}:{ada['password']}")
+        assert asks("experiments/create", "--user", f"admin:{password}", *makes("of-the-administrator")) == 200
+        number = json.loads((tmp_path / "answer").read_text())["experiment_id"]
+        assert asks(*search, *known) == 200
+        assert "of-the-administrator" in (tmp_path / "answer").read_text()
+        change = ("--json", json.dumps({"experiment_id": number}))
+        assert asks("experiments/delete", *known, *change) == 403
+        assert asks("experiments/delete", "--user", "ada:a-wrong-one", *change) == 401
+    finally:
+        server.stop()

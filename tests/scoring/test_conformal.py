@@ -81,6 +81,39 @@ def test_the_share_of_a_new_subjects_images_is_kept_on_average() -> None:
     assert np.mean(rates["share"]) > np.mean(rates["p"])
 
 
+def test_a_subject_whose_images_are_all_known_is_one_more_to_be_ranked_among() -> None:
+    """By hand: calibration as above; of c's images 3, 3, 1, 9 three lie at or above 3, one at or above 9."""
+    one = Conformal.fit(np.array([1.0, 2, 3, 4, 3]), np.array(list("aaaab")))
+    new, whose = np.array([3.0, 3, 7, 1, 9]), np.array(list("ccdcc"))
+    np.testing.assert_allclose(
+        one.pooled_p_value(new, whose), [(0.75 + 1.5) / 3, (0.75 + 1.5) / 3, 1 / 3, 1, (0.25 + 0) / 3], atol=1e-12
+    )
+    order = np.array([4, 2, 0, 3, 1])
+    np.testing.assert_allclose(one.pooled_p_value(new[order], whose[order]), one.pooled_p_value(new, whose)[order])
+    assert (one.pooled_p_value(new, whose) <= one.p_value(new)).all()
+
+
+def test_five_subjects_are_enough_to_keep_a_promise_among_all_images_of_a_new_one() -> None:
+    """K = 5, subjects who differ twice as much as their images do: promised 5 %, found 3 to 5 %; `p_value` finds nothing."""
+    random = np.random.default_rng(6)
+    pooled, single, naive = ([], [], [])  # type: tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]
+    for _ in range(3000):
+        scores, owner = _subjects(6, random)
+        known = owner < 5
+        one = Conformal.fit(scores[known], owner[known])
+        pooled.append(one.pooled_p_value(scores[~known], owner[~known]))
+        single.append(one.p_value(scores[~known]))
+        naive.append(one.share(scores[~known]))
+    for rate in RATES:
+        found = np.array([(p <= rate).mean() for p in pooled])  # subjects weigh equally
+        margin = 3 * found.std() / np.sqrt(len(found))
+        assert rate - 1 / 30 - margin < found.mean() <= rate + margin, rate  # no image weighs more than a sixth of 1, here
+    at_five = [np.mean([(p <= 0.05).mean() for p in values]) for values in (pooled, single, naive)]
+    assert 0.03 < at_five[0] < 0.055
+    assert at_five[1] == 0.0
+    assert at_five[2] > 0.1
+
+
 def test_expected_keep_the_promise_at_every_age() -> None:
     """Scores that rise with age: as they are, the old would be called ill; levelled by other subjects' scores, nobody is."""
     random = np.random.default_rng(3)

@@ -244,12 +244,15 @@ def test_calibration_rows_give_p_values_whose_promise_is_looked_at(
         assert values.between(1 / 3, 1).all()
         assert values[p["label"] == 1].mean() < values[p["label"] == 0].mean()
     rates = pd.read_parquet(folder / "false_positives.parquet")
-    assert set(rates["method"]) == {"conformal", "share"}
+    assert set(rates["method"]) == {"conformal", "pooled", "share"}
     assert (rates["calibration_subjects"] == 2).all()
     assert (rates.loc[rates["method"] == "conformal", "false_positives"] == 0).all()  # 1/3 is above every promised rate
     share = rates[(rates["method"] == "share") & (rates["promised"] == 0.1)].set_index("detector")["false_positives"]
     assert share["l1"] == pytest.approx(0.1, abs=0.12)
-    assert headline["forest_false_positives_at_5"] == 0
+    pooled = rates[rates["method"] == "pooled"].set_index(["detector", "promised"])["false_positives"]
+    assert (pooled <= rates[rates["method"] == "share"].set_index(["detector", "promised"])["false_positives"] + 0.1).all()
+    assert headline["forest_false_positives_at_5"] == pooled["forest", 0.05]
+    assert 0 < pooled["l1", 0.1] < 0.25
     described = json.loads((folder / "conformal.json").read_text())
     assert described["settings"] == {"conditions": ["angle_degrees"], "steps": 1000}
     assert described["scores"]["forest"] == {"subjects": 2, "images": 20, "smallest_p": pytest.approx(1 / 3), "levelled": True}

@@ -4,7 +4,8 @@ Split conformal prediction (Vovk, Gammerman & Shafer 2005; Angelopoulos & Bates 
 of scores of calibration images that nothing was fitted to. It needs them to be exchangeable with the new one. Images of one
 subject are not: a subject who is rebuilt badly is rebuilt badly everywhere, and hundreds of its images say little more than one.
 Subjects are. So subjects weigh equally, whatever the number of their images (hierarchical conformal prediction, Lee, Barber &
-Willett 2023).
+Willett 2023). Where all images of the new subject are scored too, it becomes one more of the subjects that a score is ranked
+among, and few calibration subjects no longer make every p large.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class Conformal:
 
     For an image drawn at random from a new healthy subject, P(p <= a) <= a for every a, over calibration subjects and the new one
     together, if those K + 1 are exchangeable; nothing is supposed of the scores' distribution. So the share of healthy images
-    with p <= a is at most a on average over subjects; it may be more for one subject. No p is below 1 / (K + 1).
+    with p <= a is at most a on average over subjects; it may be more for one subject. No p is below 1 / (K + 1), unless the new
+    subject's other images are known, too (`pooled_p_value`).
 
     Scores may first be brought to one level: (s - m(c)) / b(c) with median and spread expected under the conditions c, fitted to
     *other* subjects (locally weighted conformal prediction, Lei et al. 2018). The promise then holds as before, however bad that
@@ -84,6 +86,29 @@ class Conformal:
         found: Array = (1.0 + self._at_least(scores, conditions)) / (self.subjects + 1.0)
         return np.minimum(found, 1.0)
 
+    def pooled_p_value(self, scores: Array, subject: NDArray[Any], conditions: Array | None = None) -> Array:
+        """p of scores (N,) that are *all* the images looked at of their subjects (N,) under conditions (N, D): (N,).
+
+        `p_value` must suppose that all of a new subject's images score as high as the one in question, which is where its
+        1 / (K + 1) comes from. Where a subject's images are all scored, as the patches of a scan are, their share s' >= s is
+        known and takes the place of the 1:
+
+            p(s) = ((1 / n) #{i: s'_i >= s} + sum_k (1 / n_k) #{i: s_ki >= s}) / (K + 1).
+
+        This is the rank of s among the images of K + 1 subjects who weigh equally. If these are exchangeable, an image drawn at
+        random from the new one is an image drawn at random from one of them, so that P(p <= a) <= a as before, and P(p <= a) > a
+        less the weight of a single image: the promise is kept nearly exactly and not emptily, however few subjects there are.
+        The smallest p is 1 / (n (K + 1)). An anomaly in many of a subject's images raises p, by at most their share of
+        1 / (K + 1).
+        """
+        levelled = _levelled(scores, conditions, self.levels)
+        own = np.empty(len(levelled))
+        for rows in _rows_of_each(subject):
+            ascending = np.sort(levelled[rows])
+            own[rows] = 1.0 - np.searchsorted(ascending, levelled[rows], side="left") / len(rows)
+        found: Array = (own + self._at_least_levelled(levelled)) / (self.subjects + 1.0)
+        return np.minimum(found, 1.0)
+
     def share(self, scores: Array, conditions: Array | None = None) -> Array:
         """Share of the calibration images, subjects weighing equally, that score at least as high: (N,), from 0 to 1.
 
@@ -95,9 +120,18 @@ class Conformal:
 
     def _at_least(self, scores: Array, conditions: Array | None) -> Array:
         """sum_k (1 / n_k) #{i: s_ki >= s}, (N,), from 0 to K."""
+        return self._at_least_levelled(_levelled(scores, conditions, self.levels))
+
+    def _at_least_levelled(self, levelled: Array) -> Array:
         upward = np.append(np.cumsum(self.weights[::-1])[::-1], 0.0)
-        found: Array = upward[np.searchsorted(self.scores, _levelled(scores, conditions, self.levels), side="left")]
+        found: Array = upward[np.searchsorted(self.scores, levelled, side="left")]
         return found
+
+
+def _rows_of_each(subject: NDArray[Any]) -> list[NDArray[np.intp]]:
+    """Rows of each subject, in no particular order of subjects."""
+    _, owner, counts = np.unique(subject, return_inverse=True, return_counts=True)
+    return np.split(np.argsort(owner, kind="stable"), np.cumsum(counts)[:-1])
 
 
 def _levelled(scores: Array, conditions: Array | None, levels: Levels | None) -> Array:

@@ -4,9 +4,9 @@ Where the projections hold calibration rows, of subjects that no network has see
 
 - `conformal.safetensors` + `conformal.json`: the healthy ones' scores by every detector, levelled by the conditions;
 - `p_values.parquet`: sample_id, subject, label and `<detector>_p_value` of the test rows;
-- `false_positives.parquet`: detector, method (`conformal`: p at most the promised rate; `share`: the plain share at most that),
-  promised (rate), false_positives (found on the healthy test rows), low, high (95 %, by resampling subjects), rows, subjects,
-  calibration_subjects, smallest_p. Nothing is chosen by it.
+- `false_positives.parquet`: detector, method (`conformal`: p at most the promised rate; `pooled`: the same of p among all
+  healthy images of the subject; `share`: the plain share at most that), promised (rate), false_positives (found on the healthy
+  test rows), low, high (95 %, by resampling subjects), rows, subjects, calibration_subjects, smallest_p. Nothing is chosen by it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from normscape.scoring.conformal import Calibration, Conformal
 from normscape.scoring.detectors import Array
@@ -72,7 +73,7 @@ def calibrate(
         resamples: of subjects, for the intervals.
 
     Returns:
-        `<detector>_false_positives_at_5`: the share of healthy test images with p at most 5 %.
+        `<detector>_false_positives_at_5`: the share of healthy test images with a pooled p of at most 5 %.
     """
     held_out, train, test = (table.split == split for split in (CALIBRATION, "train", "test"))
     if not held_out.any():
@@ -92,32 +93,33 @@ def calibrate(
         made[name] = one
         p, share = one.p_value(scores.score, known), one.share(scores.score, known)
         columns[f"{name}_p_value"] = p[test]
-        rows += _false_positives(name, {"conformal": p, "share": share}, table, healthy & test, one, seed, resamples)
+        chosen = healthy & test
+        pooled = one.pooled_p_value(scores.score[chosen], table.subject[chosen], known[chosen])
+        methods = {"conformal": p[chosen], "pooled": pooled, "share": share[chosen]}
+        rows += _false_positives(name, methods, table.subject[chosen], one, seed, resamples)
     Calibration(made, {CONDITIONS: names, STEPS: steps}).save(folder / CONFORMAL_NAME)
     pq.write_table(pa.table(columns), folder / "p_values.parquet")
     pq.write_table(pa.Table.from_pylist(rows, schema=FALSE_POSITIVES_SCHEMA), folder / "false_positives.parquet")
     return {
         f"{row['detector']}_false_positives_at_5": row["false_positives"]
         for row in rows
-        if row["method"] == "conformal" and row["promised"] == 0.05
+        if row["method"] == "pooled" and row["promised"] == 0.05
     }
 
 
 def _false_positives(
     name: str,
     values: Mapping[str, Array],
-    table: Projections,
-    chosen: Array,
+    subject: NDArray[Any],
     calibration: Conformal,
     seed: int,
     resamples: int,
 ) -> list[dict[str, Any]]:
-    """Rows of `false_positives.parquet` of one detector."""
+    """Rows of `false_positives.parquet` of one detector; values and subjects of healthy images."""
     rows = []
-    subject = table.subject[chosen]
     for method, value in values.items():
         for promised in PROMISED:
-            called = (value[chosen] <= promised).astype(np.float64)
+            called = (value <= promised).astype(np.float64)
             found = bootstrap_by_subject(accuracy, np.ones(len(called)), called, subject, n=resamples, seed=seed)
             row = {"detector": name, "method": method, "promised": promised, "false_positives": found.value}
             row |= {"low": found.low, "high": found.high, "rows": len(called), "subjects": len(np.unique(subject))}
