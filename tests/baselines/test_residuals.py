@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from normscape.baselines.residuals import local_deviation, local_means, neighbourhood_side, rated_neighbourhoods
+from normscape.baselines.residuals import neighbourhood_side, rated_neighbourhoods
 from normscape.datasets.anomalies import Scene
+from normscape.losses.masked import local_deviation, local_means
 
 
 @pytest.mark.parametrize("side", [1, 2, 3, 4])

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from normscape.baselines import Scores, Training
 from normscape.baselines.places import training_batches
-from normscape.baselines.residuals import as_scores, local_deviation, neighbourhood_side, positive_width
+from normscape.baselines.residuals import as_scores, neighbourhood_side, positive_width
 from normscape.datasets.batches import ImageBatch
 from normscape.datasets.samples import to_uint8
-from normscape.losses.masked import INSIDE, QUIET, worst
+from normscape.losses.masked import INSIDE, QUIET, local_deviation, worst
 
 SCALE = 0.75
 """Neighbourhoods are smaller than those of other detectors: one that reaches over an anomaly's edge is not flat."""

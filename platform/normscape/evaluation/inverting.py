@@ -41,7 +41,7 @@ _CODE = (_HERE, *sorted((_HERE.parents[1] / "inversion").glob("*.py")))
 """What projects: a change of it makes kept results useless."""
 _OF_DISCRIMINATOR = re.compile(r"(residual_|masked/|spread/)discriminator")
 _OF_AUXILIARY = re.compile(r"(residual_|masked/|spread/)(output|condition)_")
-_SAME_FOR_EVERY_RECONSTRUCTION = re.compile(rf"{RESIDUAL_PREFIX}(atlas|conditions|encoded|condition)_")
+_SAME_FOR_EVERY_RECONSTRUCTION = re.compile(rf"{RESIDUAL_PREFIX}(atlas|conditions|encoded|texture|condition)_")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,9 @@ residual is the mean absolute one. Three reconstructions that need no optimisati
 - `conditions`: the generator at the known conditions and at latents of zero for everything else: with `gan.code_dropout` it is
   trained to give the mean of what is normal under these conditions there;
 - `encoded`: the generator at the encoder's answer, where there is an encoder.
+
+An image can have usual intensities in an unusual texture: too smooth for its place, or crossed by an edge that does not belong
+there. So the local deviation of normal images has statistics, too (`texture`).
 """
 
 from __future__ import annotations
@@ -24,11 +27,18 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from normscape.losses.masked import neighbourhoods, weighted_mean, worst
+from normscape.losses.masked import INSIDE, local_deviation, neighbourhoods, weighted_mean, worst, worst_sides
 
 ATLAS, CONDITIONS, ENCODED = "atlas", "conditions", "encoded"
+TEXTURE = "texture"
 FRACTIONS = (8, 5, 4, 3)
 """Neighbourhoods have these fractions of a patch's side."""
+SIDED = (8, 4)
+"""Those of them in which differences below and above the usual are told apart."""
+WINDOW = 3
+"""Voxels a side in which the local deviation is taken."""
+LEAST_DEVIATION = 0.005
+"""Added to a local deviation before its logarithm is taken; an image of 8 bits cannot tell less from nothing."""
 PSEUDO_PATCHES = 4.0
 """Weight of the mean over all places, in patches: it steadies places that few patches cover."""
 LEAST_SHARE = 0.1
@@ -75,7 +85,9 @@ class Normals:
 
         - `z`: mean absolute difference from the usual residual, in standard deviations of it;
         - `z8`, `z5`, `z4`, `z3`: the worst neighbourhood of that fraction of the side, differences of opposite sign cancelling;
-        - `z8_flat`, `z5_flat`, `z4_flat`, `z3_flat`: the same, less where the image itself varies within the neighbourhood.
+        - `z8_flat`, `z5_flat`, `z4_flat`, `z3_flat`: the same, less where the image itself varies within the neighbourhood;
+        - `z8_low`, `z8_high`, `z4_low`, `z4_high`: the worst neighbourhood below and above the usual. Normal images leave it by
+          more on one side than on the other, so that one number for both hides what is rare on the quiet side.
 
         Args:
             kind: of reconstruction.
@@ -92,6 +104,29 @@ class Normals:
         for part in FRACTIONS:
             found[f"z{part}"] = worst(*neighbourhoods(z, max(2, side // part), inside))
             found[f"z{part}_flat"] = worst(*neighbourhoods(z, max(2, side // part), inside, texture=images))
+        for part in SIDED:
+            found[f"z{part}_low"], found[f"z{part}_high"] = worst_sides(z, max(2, side // part), inside)
+        return found
+
+    def texture(self, images: Tensor, position: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
+        """By how much an image is smoother (`low`) or rougher (`high`) than usual at its worst place, one value a sample `(B,)`.
+
+        `low1`, `high1`: at a single voxel, whose window says enough; `low2`, `high2`: the mean over 2x2x2 of them. In standard
+        deviations of the logarithm. Nothing where the statistics were gathered without.
+
+        Args:
+            images: `(B, 1, *S)` in [-1, 1].
+            position: see `excess`.
+            mask: see `excess`.
+        """
+        if TEXTURE not in self.mean:
+            return {}
+        value, counts = log_deviation(images, mask)
+        mean, std = self._at(TEXTURE, position, images.shape[-1])
+        z = torch.where(counts, (value - mean) / std, 0.0)
+        found = {}
+        for side in (1, 2):
+            found[f"low{side}"], found[f"high{side}"] = worst_sides(z, side, counts)
         return found
 
     def excess_map(self, kind: str, residual: Tensor, position: Tensor, mask: Tensor | None) -> Tensor:
@@ -109,6 +144,21 @@ class Normals:
         z, y, x = ((corner[:, axis, None] + steps).clamp(0, volume.shape[axis] - 1) for axis in range(3))
         at = (z[:, :, None, None], y[:, None, :, None], x[:, None, None, :])
         return volume[at].unsqueeze(1), self.std[kind][at].unsqueeze(1)
+
+
+def log_deviation(images: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Logarithm of the standard deviation in the window around every voxel, and where it counts.
+
+    Args:
+        images: `(B, 1, *S)` in [-1, 1].
+        mask: `(B, 1, *S)`; everything counts when empty.
+
+    Returns:
+        Values `(B, 1, *S)`, and bool `(B, 1, *S)`: voxels under the mask more than half of whose window is so, too.
+    """
+    deviation, share = local_deviation(images, WINDOW, mask)
+    counts = share > INSIDE
+    return (deviation + LEAST_DEVIATION).log(), counts if mask is None else counts & mask
 
 
 def corners(position: Tensor, frame: Tensor, side: int) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from normscape.config import Config
 from normscape.inversion.descent import Coordinates, Goal, descend
-from normscape.inversion.normals import ATLAS, CONDITIONS, ENCODED, Normals
+from normscape.inversion.normals import ATLAS, CONDITIONS, ENCODED, TEXTURE, Normals
 from normscape.inversion.style_space import StyleSpace
 from normscape.losses.masked import as_mask, neighbourhoods, resampled, weighted_mean, within, worst, worst_share
 from normscape.losses.reconstruction import Features, feature_distances, feature_residuals, pixel_residual
@@ -246,7 +246,8 @@ class Projector:
           `losses.masked.QUIET`): at edges and in textures reconstructions go astray, whatever the health.
         - `peak8`: `patch8` against the mean over all neighbourhoods: how local the difference is, whatever its size.
         - `atlas_z...`, `conditions_z...`, `encoded_z...`: of the reconstructions that need no optimisation, against what is usual
-          for normal patches at the same place, see `normscape.inversion.normals`; where positions are known.
+          for normal patches at the same place, see `normscape.inversion.normals`; where positions are known. `texture_...`: of
+          the image itself, likewise.
         - `ssim`: 1 - SSIM; in 3D, and where it is the loss.
         - `feature<i>`: of the perceptual features; `discriminator<i>`: of the discriminator's, from fine to coarse: the mean over
           the places, and at the worst place (`..._worst`).
@@ -290,6 +291,8 @@ class Projector:
                 left = images - within(self.rebuilt_at_start(kind, images, values), images, mask)
                 found = self.normals.excess(kind, left, images, values[self.place], mask)
                 result |= {f"{kind}_{name}": value for name, value in found.items()}
+            rough = self.normals.texture(images, values[self.place], mask)
+            result |= {f"{TEXTURE}_{name}": value for name, value in rough.items()}
         maps = {"feature": (self.features(rebuilt), target)}
         if self.discriminator is not None:
             maps["discriminator"] = (self.discriminator.features(rebuilt), self.discriminator.features(images))

@@ -92,3 +92,52 @@ def neighbourhoods(
         variance = (mean(seen.square()) - mean(seen).square()).clamp(min=0)
         found = found / (1 + variance.mean(1).sqrt() / QUIET)
     return found.flatten(1), None if share is None else share.flatten(1)
+
+
+def local_means(x: Tensor, side: int, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Mean over the neighbourhood of every place, as far as it lies in the image and under the mask.
+
+    Args:
+        x: `(B, C, *S)`; what lies outside the mask does not count.
+        side: of a neighbourhood, which lies evenly around its place: of an even side, the outermost places count half.
+        mask: bool `(B, 1, *S)`; everything counts when None.
+
+    Returns:
+        Means `(B, C, *S)`, and the share of the neighbourhood that counts `(B, 1, *S)`: what leaves the image does not.
+    """
+    pool = F.avg_pool2d if x.ndim == 4 else F.avg_pool3d
+    inside = torch.ones_like(x[:, :1]) if mask is None else mask.to(x.dtype)
+
+    def around(values: Tensor) -> Tensor:
+        found: Tensor = pool(values, side, stride=1, padding=side // 2)
+        return found if side % 2 else pool(found, 2, stride=1)
+
+    share = around(inside)
+    return around(x * inside) / share.clamp(min=_TINY), share
+
+
+def local_deviation(images: Tensor, side: int, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Standard deviation within the neighbourhood of every place, root mean square over the channels; see `local_means`.
+
+    Returns:
+        Deviations `(B, 1, *S)`, and the share of the neighbourhood that counts `(B, 1, *S)`.
+    """
+    mean, share = local_means(images, side, mask)
+    variance = local_means(images.square(), side, mask)[0] - mean.square()
+    return variance.clamp(min=0).mean(1, keepdim=True).sqrt(), share
+
+
+def worst_sides(x: Tensor, side: int, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """How far below and how far above 0 the mean over the worst neighbourhood lies, `(B,)` each, at least 0.
+
+    Args:
+        x: `(B, 1, *S)`, 0 outside of the mask.
+        side: of a neighbourhood, in places.
+        mask: what counts, `(B, 1, *S)`; everything when empty.
+    """
+    pool = F.avg_pool2d if x.ndim == 4 else F.avg_pool3d
+    mean = pool(x, side, stride=1).flatten(1)
+    share = None if mask is None else pool(mask.float(), side, stride=1).flatten(1)
+    if share is not None:
+        mean = mean / share.clamp(min=_TINY)
+    return worst((-mean).clamp(min=0), share), worst(mean.clamp(min=0), share)

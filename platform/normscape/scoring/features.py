@@ -76,7 +76,7 @@ def feature_columns(
     """Columns that the forest sees.
 
     `thesis`: every length (sub-space and resolution), the known conditions, the L1 residual: 12 for 64x64 chairs, 10 for 32x32.
-    `residuals`: those and every other residual, but for those weighed by how flat the image is. `flat`: these, too.
+    `residuals`: those and every other residual, but for those that speak of how flat the image is. `flat`: these, too.
 
     Args:
         columns: names in the table.
@@ -128,8 +128,8 @@ def _is_residual(name: str, *, flat: bool) -> bool:
 
 
 def _is_flat(name: str) -> bool:
-    """Whether a residual weighs less where the image varies; see `Projector.residuals` and `Normals.excess`."""
-    return re.fullmatch(rf"{RESIDUAL_PREFIX}(flat\d+|.+_flat)", name) is not None
+    """Whether a residual speaks of flat places; see `Projector.residuals`, `Normals.excess` and `Normals.texture`."""
+    return re.fullmatch(rf"{RESIDUAL_PREFIX}(flat\d+|.+_flat|texture_low\d)", name) is not None
 
 
 def read_projections(path: Path) -> Projections:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from normscape.datasets.patches import PatchSource
-from normscape.inversion.normals import NormalsBuilder
+from normscape.inversion.normals import TEXTURE, NormalsBuilder, log_deviation
 from normscape.losses.masked import within
 from normscape.stages.core import StageContext
 from normscape.stages.models import NORMALS_NAME, load_projector
@@ -19,7 +19,7 @@ from normscape.training.seeding import seeded
 
 
 def run(context: StageContext) -> dict[str, float]:
-    """Rebuild normal patches without optimisation, and gather their residuals.
+    """Rebuild normal patches without optimisation, and gather their residuals and their own texture.
 
     Writes no file where no attribute is the position: then nobody knows where a patch lies.
     """
@@ -39,6 +39,8 @@ def run(context: StageContext) -> dict[str, float]:
         images, known = samples.draw(index)
         masks = samples.masks(index)
         values = {a.name: known[a.column or ""] for a in config.value_attributes}
+        texture, counts = log_deviation(images, masks)
+        builder.add(TEXTURE, texture, values[name], counts)
         for kind in projector.unoptimised:
             rebuilt = within(projector.rebuilt_at_start(kind, images, values).cpu(), images, masks)
             builder.add(kind, images - rebuilt, values[name], masks)
