@@ -83,9 +83,8 @@ class UnsupervisedConditionalDetector:
     """How rare the evidence of a projection is among projected normal training images; no anomaly is seen.
 
     Evidence: the residuals (their levels with `levels`), with `masked_rounds` and `inversions` also
-    theirs, and for each sub-space the density of its styles (their lengths without `density`). The score is the sum over
-    them of -log of the share of normal images with a value as high, see `normscape.scoring.evidence`. A sum, and not the largest,
-    because an anomaly that the generator cannot rebuild shows a little in most of them, and each alone is noisy.
+    theirs, and for each sub-space the density of its styles (their lengths without `density`). The score is the largest of
+    -log of the share of normal images with a value as high, see `normscape.scoring.evidence`.
     """
 
     supervision: Literal["none", "synthetic"] = "none"
@@ -113,7 +112,7 @@ class UnsupervisedConditionalDetector:
         return self
 
     def decision_function(self, batch: ImageBatch) -> Scores:
-        """Summed evidence (B,), at least 0."""
+        """The largest evidence (B,), at least 0."""
         return self.evidence_.decision_function(matrix(self.features.columns(batch), self.columns_))
 
     def anomaly_map(self, batch: ImageBatch) -> Tensor:

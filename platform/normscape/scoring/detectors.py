@@ -1,4 +1,4 @@
-"""What every detector can do, and the two simple ones (the interface of PyOD)."""
+"""What every detector can do, the simplest one, and scores out of fold (the interface of PyOD)."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 from sklearn.model_selection import StratifiedGroupKFold
 
 from normscape.errors import DataError
-from normscape.scoring.thresholds import best_accuracy_threshold, quantile_threshold
+from normscape.scoring.thresholds import best_accuracy_threshold
 
 Array = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -79,75 +77,6 @@ class ThresholdDetector:
             detector.threshold_ = float(json.loads(path.read_text(encoding="utf-8"))["threshold"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path}: expected the threshold of a detector as JSON, found something else ({error})") from error
-        return detector
-
-
-class TailDetector:
-    """No labels: how rare high values are among normal training rows, summed over the features.
-
-    For feature j, p_j(x) = (1 + #{normal training rows with a value >= x}) / (n + 1); the score is sum_j -log p_j(x). This is the
-    upper-tail part of ECOD (Li et al. 2022). Features are treated as if they were independent, and only high values count as
-    abnormal. The threshold is a quantile of the normal training scores: with 0.95, 5 % false alarms are asked for there.
-
-    Args:
-        quantile: of the normal training scores.
-    """
-
-    threshold_: float
-    sorted_: Array  # (n, F), each column of the normal training rows in ascending order
-
-    def __init__(self, *, quantile: float = 0.95) -> None:
-        self.quantile = quantile
-
-    def fit(self, features: Array, label: Labels, groups: Groups | None = None) -> Self:
-        """Learn from the rows with label 0; the others are not looked at.
-
-        Raises:
-            ValueError: there is no such row.
-        """
-        normal = features[label == 0]
-        if not len(normal):
-            raise ValueError("no normal row to fit to")
-        self.sorted_ = np.sort(normal, axis=0)
-        return self.calibrate(features, label)
-
-    def calibrate(self, features: Array, label: Labels) -> Self:
-        """The quantile of the scores of the normal ones of these rows."""
-        self.threshold_ = quantile_threshold(self.decision_function(features[label == 0]), self.quantile)
-        return self
-
-    def decision_function(self, features: Array) -> Array:
-        """Sum of -log p over the features, `(N,)`; from 0 to F * log(n + 1)."""
-        n, width = self.sorted_.shape
-        if features.ndim != 2 or features.shape[1] != width:
-            raise ValueError(f"expected features (N, {width}), found {features.shape}")
-        score = np.zeros(len(features))
-        for j in range(width):
-            at_least = n - np.searchsorted(self.sorted_[:, j], features[:, j], side="left")
-            score -= np.log((1.0 + at_least) / (n + 1.0))
-        return score
-
-    def predict(self, features: Array) -> Labels:
-        """1 where the score exceeds the threshold."""
-        return (self.decision_function(features) > self.threshold_).astype(np.int64)
-
-    def save(self, path: Path) -> None:
-        """Write the sorted normal rows and the threshold as safetensors."""
-        save_file({"sorted": self.sorted_, "threshold": np.array([self.threshold_]), "quantile": np.array([self.quantile])}, path)
-
-    @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read what `save` wrote.
-
-        Raises:
-            DataError: the file is not such a file.
-        """
-        try:
-            found = load_file(path)
-            detector = cls(quantile=float(found["quantile"][0]))
-            detector.sorted_, detector.threshold_ = found["sorted"], float(found["threshold"][0])
-        except (OSError, KeyError, IndexError, SafetensorError) as error:
-            raise DataError(f"{path}: expected the rows of a detector as safetensors, found something else ({error})") from error
         return detector
 
 

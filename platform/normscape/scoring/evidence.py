@@ -1,47 +1,74 @@
-"""Evidence brought together without labels: how rare high values are among normal images, added up."""
+"""Evidence brought together without labels: how rare the rarest value is among normal images."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Self
 
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 
-from normscape.scoring.detectors import Array
+from normscape.errors import DataError
+from normscape.scoring.detectors import Array, Groups, Labels
+from normscape.scoring.thresholds import quantile_threshold
 
 TAIL = 0.05
 """Share of the normal rows beyond which a tail is exponential."""
+_PARTS = ("sorted", "start", "mean_excess", "threshold", "quantile")
 
 
 class EvidenceDetector:
-    """How rare high values are among normal rows, summed over the features; values beyond all normal ones still differ.
+    """How rare a high value is among normal rows, of the feature in which it is rarest.
 
     For column j, p_j(x) is the share of normal rows with a value of at least x, and beyond the 95 % quantile q_j
-    p_j(x) = 0.05 exp(-(x - q_j) / b_j), with b_j the mean excess over q_j there: the maximum-likelihood exponential tail. The
-    score is sum_j -log p_j, as of `TailDetector`, whose p_j never falls below that of the highest normal row.
+    p_j(x) = 0.05 exp(-(x - q_j) / b_j), with b_j the mean excess over q_j there: the maximum-likelihood exponential tail, without
+    which all values above the highest normal one would count the same. The score is the largest -log p_j (Tippett's combination
+    of p-values). An anomaly is strange in one respect, and the sum over all respects (Fisher's) buries it under the noise of the
+    others: the more columns, the deeper. Only high values count as abnormal.
+
+    Args:
+        quantile: of the scores of normal rows, which is the threshold: with 0.95, 5 % false alarms are asked for there.
+
+    Attributes:
+        sorted_: each column of the normal rows in ascending order, (n, F).
+        start_: q_j, (F,).
+        mean_excess_: b_j, (F,).
     """
 
-    sorted_: Array  # (n, F), each column of the normal rows in ascending order
-    start_: Array  # (F,), q_j
-    mean_excess_: Array  # (F,), b_j
+    threshold_: float
+    sorted_: Array
+    start_: Array
+    mean_excess_: Array
 
-    def fit(self, features: Array) -> Self:
-        """Learn from normal rows `(n, F)`.
+    def __init__(self, *, quantile: float = 0.95) -> None:
+        self.quantile = quantile
+
+    def fit(self, features: Array, label: Labels | None = None, groups: Groups | None = None) -> Self:
+        """Learn from the rows of `(N, F)` with label 0, or from all where there are no labels; the others are not looked at.
 
         Raises:
-            ValueError: there is no row.
+            ValueError: there is no such row.
         """
-        if not len(features):
+        normal = features if label is None else features[label == 0]
+        if not len(normal):
             raise ValueError("no normal row to fit to")
-        self.sorted_ = np.sort(features, axis=0)
-        self.start_ = np.quantile(features, 1 - TAIL, axis=0)
-        over = (features - self.start_).clip(min=0)
+        self.sorted_ = np.sort(normal, axis=0)
+        self.start_ = np.quantile(normal, 1 - TAIL, axis=0)
+        over = (normal - self.start_).clip(min=0)
         beyond = (over > 0).sum(0)
         # at least a little: where many rows share the highest value, nothing lies beyond it
-        self.mean_excess_ = np.maximum(over.sum(0) / np.maximum(beyond, 1), 1e-3 * features.std(0) + 1e-9)
+        self.mean_excess_ = np.maximum(over.sum(0) / np.maximum(beyond, 1), 1e-3 * normal.std(0) + 1e-9)
+        return self.calibrate(normal)
+
+    def calibrate(self, features: Array, label: Labels | None = None) -> Self:
+        """The threshold is the quantile of the scores of the normal ones of these rows."""
+        normal = features if label is None else features[label == 0]
+        self.threshold_ = quantile_threshold(self.decision_function(normal), self.quantile)
         return self
 
     def evidence(self, features: Array) -> Array:
-        """-log p_j of every value, `(N, F)`."""
+        """-log p_j of every value, `(N, F)`, at least 0."""
         n, width = self.sorted_.shape
         if features.ndim != 2 or features.shape[1] != width:
             raise ValueError(f"expected features (N, {width}), found {features.shape}")
@@ -52,5 +79,33 @@ class EvidenceDetector:
 
     def decision_function(self, features: Array) -> Array:
         """Scores `(N,)`, at least 0."""
-        score: Array = self.evidence(features).sum(1)
+        score: Array = self.evidence(features).max(1)
         return score
+
+    def predict(self, features: Array) -> Labels:
+        """1 where the score exceeds the threshold."""
+        return (self.decision_function(features) > self.threshold_).astype(np.int64)
+
+    def save(self, path: Path) -> None:
+        """Write what was fitted as safetensors."""
+        known = {"threshold": np.array([self.threshold_]), "quantile": np.array([self.quantile])}
+        save_file({"sorted": self.sorted_, "start": self.start_, "mean_excess": self.mean_excess_} | known, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            DataError: the file is not such a file.
+        """
+        try:
+            found = load_file(path)
+            missing = [name for name in _PARTS if name not in found]
+            if missing:
+                raise KeyError(", ".join(missing))
+            detector = cls(quantile=float(found["quantile"][0]))
+            detector.sorted_, detector.start_, detector.mean_excess_ = (found[name] for name in _PARTS[:3])
+            detector.threshold_ = float(found["threshold"][0])
+        except (OSError, KeyError, IndexError, SafetensorError) as error:
+            raise DataError(f"{path}: expected the rows of a detector as safetensors, found something else ({error})") from error
+        return detector

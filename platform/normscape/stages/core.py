@@ -132,7 +132,7 @@ STAGES: tuple[Stage, ...] = (
         version=5,
         module="normscape.stages.project",
     ),
-    Stage("score", ("scoring",), ("project",), version=3, module="normscape.stages.score"),
+    Stage("score", ("scoring",), ("project",), version=4, module="normscape.stages.score"),
     Stage(
         "brains",
         ("brains",),

@@ -35,7 +35,8 @@ from numpy.typing import NDArray
 
 from normscape.config import ScoringConfig
 from normscape.errors import DataError
-from normscape.scoring.detectors import Array, Detector, Labels, TailDetector, ThresholdDetector, out_of_fold
+from normscape.scoring.detectors import Array, Detector, Labels, ThresholdDetector, out_of_fold
+from normscape.scoring.evidence import EvidenceDetector
 from normscape.scoring.features import (
     ATLAS_COLUMN,
     CALIBRATION,
@@ -149,7 +150,7 @@ def _fit_all(table: Projections, context: StageContext) -> dict[str, _Scored]:
             plan.append((f"forest_{other}", feature_columns(names, other, values, path=table.path), forest))
     if ATLAS_COLUMN in names:
         plan.append(("atlas", [ATLAS_COLUMN], ThresholdDetector))
-    plan.append(("unsupervised", evidence_columns(names, scoring.features), TailDetector))
+    plan.append(("unsupervised", evidence_columns(names, scoring.features), EvidenceDetector))
 
     train, calibration = table.split == "train", table.split == CALIBRATION
     scored = {}
@@ -328,7 +329,7 @@ def _write_detectors(folder: Path, scored: Mapping[str, _Scored]) -> None:
             _write(folder / f"importance{suffix}.parquet", importance)
         elif isinstance(detector, ThresholdDetector):
             detector.save(folder / f"{name}.json")
-        elif isinstance(detector, TailDetector):
+        elif isinstance(detector, EvidenceDetector):
             detector.save(folder / f"{name}.safetensors")
     (folder / "detectors.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
 

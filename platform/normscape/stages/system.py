@@ -28,7 +28,8 @@ from normscape.errors import CheckpointError, DataError, UserError
 from normscape.inversion.projector import Projection, Projector
 from normscape.networks.values import denormalize_value
 from normscape.scoring.conformal import Calibration
-from normscape.scoring.detectors import Array, Detector, TailDetector, ThresholdDetector
+from normscape.scoring.detectors import Array, Detector, ThresholdDetector
+from normscape.scoring.evidence import EvidenceDetector
 from normscape.scoring.forest import ForestDetector
 from normscape.scoring.maps import Rated
 from normscape.stages.calibration import CONDITIONS, CONFORMAL_NAME, STEPS
@@ -302,8 +303,8 @@ def load_detectors(folder: Path) -> dict[str, FittedDetector]:
             found[name] = FittedDetector(forest, tuple(features))
         elif entry.get("fitted_to") == "ThresholdDetector":
             found[name] = FittedDetector(ThresholdDetector.load(folder / f"{name}.json"), tuple(entry["features"]))
-        elif entry.get("fitted_to") == "TailDetector":
-            found[name] = FittedDetector(TailDetector.load(folder / f"{name}.safetensors"), tuple(entry["features"]))
+        elif entry.get("fitted_to") == "EvidenceDetector":
+            found[name] = FittedDetector(EvidenceDetector.load(folder / f"{name}.safetensors"), tuple(entry["features"]))
     return found
 
 
