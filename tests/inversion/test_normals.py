@@ -15,7 +15,7 @@ from normscape.config import Config
 from normscape.datasets.patches import PatchSource
 from normscape.datasets.prepared import PreparedCohort
 from normscape.datasets.samples import load_samples
-from normscape.inversion.normals import Normals, NormalsBuilder, corners
+from normscape.inversion.normals import TEXTURE, Normals, NormalsBuilder, corners, log_deviation
 
 SHAPE, SIDE = (20, 22, 24), 8
 FRAME = np.array([[0.0, 0.0, 2.0, -20.0], [0.0, 2.0, 0.0, -30.0], [2.0, 0.0, 0.0, -10.0], [0.0, 0.0, 0.0, 1.0]])
@@ -143,3 +143,63 @@ def test_positions_lead_back_to_voxels(
     assert isinstance(source, PatchSource)
     found = corners(source.values()["position_mm"], torch.from_numpy(source.position_frame()), source.side)
     assert np.array_equal(found.numpy(), source.center.astype(np.int64) - source.side // 2)
+
+
+def test_sides_are_told_apart(normals: Normals, fields: tuple[Tensor, Tensor]) -> None:
+    """A cube four standard deviations above the usual, one below: each raises its own side alone, the plain excess both."""
+    mean, std = fields
+    corner = random_corners(64, 6)
+    noise = torch.randn(64, 1, SIDE, SIDE, SIDE, generator=torch.Generator().manual_seed(7))
+    usual = cut(mean, corner) + cut(std, corner) * noise
+        64, 1, SIDE, SIDE, SIDE, generator=torch.Generator().manual_seed(7)
+    )
+    spot = torch.zeros(1, 1, SIDE, SIDE, SIDE)
+    spot[..., 2:5, 2:5, 2:5] = 4.0
+    images = torch.zeros_like(usual)
+    plain, above, below = (
+        normals.excess("encoded", usual + sign * spot * cut(std, corner), images, positions(corner), None) for sign in (0, 1, -1)
+    )
+    for part in (8, 4):
+        low, high = f"z{part}_low", f"z{part}_high"
+        assert (above[high] > plain[high] + 1.5).all()
+        assert (below[low] > plain[low] + 1.5).all()
+        assert (above[low] <= plain[low]).all()
+        assert (below[high] <= plain[high]).all()
+        torch.testing.assert_close(torch.maximum(plain[low], plain[high]), plain[f"z{part}"])
+
+
+def test_too_smooth_and_too_rough_for_a_place() -> None:
+    """Noise is twice as strong in one half of the volume: what is usual here is too rough there; a constant is too smooth."""
+    volume_std = torch.full(SHAPE, 0.1)
+    volume_std[:, :, SHAPE[2] // 2 :] = 0.2
+    builder, random = NormalsBuilder(SHAPE, FRAME), torch.Generator().manual_seed(8)
+
+    def patches(corner: Tensor) -> Tensor:
+        return cut(volume_std, corner) * torch.randn(len(corner), 1, SIDE, SIDE, SIDE, generator=random)
+
+    for corner in random_corners(3000, 9).split(1000):
+        value, counts = log_deviation(patches(corner), None)
+        builder.add(TEXTURE, value, positions(corner), counts)
+    normals = builder.build(0.5)
+    here = random_corners(40, 10)
+    here[:, 2] = 0  # the calm side
+    calm = patches(here)
+    usual, rough = (normals.texture(images, positions(here), None) for images in (calm, 2 * calm))
+    flat = calm.clone()
+    flat[..., 2:7, 2:7, 2:7] = 0.05
+    smooth = normals.texture(flat, positions(here), None)
+    assert (rough["high2"] > usual["high2"] + 1).all()
+    assert (smooth["low1"] > usual["low1"] + 3).all()
+    assert (smooth["low2"] > usual["low2"] + 3).all()
+    there = here + torch.tensor([0, 0, SHAPE[2] - SIDE])
+    assert (normals.texture(2 * calm, positions(there), None)["high2"] < rough["high2"]).all()  # it is usual there
+    inside = torch.ones_like(calm, dtype=torch.bool)
+    inside[..., 1:8, 1:8, 1:8] = False
+    masked = normals.texture(torch.where(inside, flat, 0.0), positions(here), inside)
+    assert (masked["low1"] < smooth["low1"]).all()  # what lies outside of the mask is not looked at
+    assert normals_without_texture(normals).texture(calm, positions(here), None) == {}
+
+
+def normals_without_texture(normals: Normals) -> Normals:
+    """As runs of before had them."""
+    return Normals({}, {}, normals.frame)

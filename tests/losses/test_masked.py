@@ -5,7 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from normscape.losses.masked import QUIET, as_mask, neighbourhoods, resampled, weighted_mean, within, worst, worst_share
+from normscape.losses.masked import (
+    QUIET,
+    as_mask,
+    neighbourhoods,
+    resampled,
+    weighted_mean,
+    within,
+    worst,
+    worst_share,
+    worst_sides,
+)
 from normscape.losses.reconstruction import feature_residuals, pixel_residual
 
 
@@ -102,3 +112,19 @@ def test_masks_of_any_type_become_booleans() -> None:
     mixed = within(torch.ones(1, 3, 2, 2), torch.zeros(1, 3, 2, 2), mask)
     assert mixed.sum((2, 3)).tolist() == [[2.0, 2.0, 2.0]]
     assert as_mask(None, torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_both_sides_of_zero(dims: int) -> None:
+    """A cube of -3 and one of +2, each a neighbourhood wide: both are found; where the mask leaves one out, its side is 0."""
+    x = torch.zeros(1, 1, *(8,) * dims)
+    x[(0, 0, *(slice(0, 2),) * dims)] = -3.0
+    x[(0, 0, *(slice(4, 6),) * dims)] = 2.0
+    low, high = worst_sides(x, 2, None)
+    assert (float(low), float(high)) == (3.0, 2.0)
+    low, high = worst_sides(x, 4, None)
+    assert (float(low), float(high)) == pytest.approx((3.0 / 2**dims, 2.0 / 2**dims))
+    mask = torch.ones_like(x, dtype=torch.bool)
+    mask[(0, 0, *(slice(0, 3),) * dims)] = False
+    low, high = worst_sides(torch.where(mask, x, 0.0), 2, mask)
+    assert (float(low), float(high)) == (0.0, 2.0)

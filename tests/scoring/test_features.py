@@ -34,12 +34,12 @@ def test_residuals_add_every_other_residual() -> None:
 
 def test_residuals_of_flat_places_are_a_set_of_their_own() -> None:
     """They tell of blots of one colour: only who asks for them gets them."""
-    flat = ["residual_flat8", "residual_atlas_z5_flat"]
-    names = [*NAMES, *flat, "residual_inflated"]
+    flat = ["residual_flat8", "residual_atlas_z5_flat", "residual_texture_low1"]
+    names = [*NAMES, *flat, "residual_inflated", "residual_texture_high1"]
     assert feature_sets(names) == ["thesis", "residuals", "flat"]
     residuals = feature_columns(names, "residuals", ["angle_degrees"])
     assert not set(flat) & {*residuals, *feature_columns(names, "thesis", ["angle_degrees"])}
-    assert "residual_inflated" in residuals
+    assert {"residual_inflated", "residual_texture_high1"} <= set(residuals)  # rough is not flat
     assert set(feature_columns(names, "flat", ["angle_degrees"])) == {*residuals, *flat}
     assert not set(flat) & set(evidence_columns(names, "residuals"))
     assert set(flat) <= set(evidence_columns(names, "flat"))
