@@ -151,8 +151,6 @@ def test_sides_are_told_apart(normals: Normals, fields: tuple[Tensor, Tensor]) -
     corner = random_corners(64, 6)
     noise = torch.randn(64, 1, SIDE, SIDE, SIDE, generator=torch.Generator().manual_seed(7))
     usual = cut(mean, corner) + cut(std, corner) * noise
-        64, 1, SIDE, SIDE, SIDE, generator=torch.Generator().manual_seed(7)
-    )
     spot = torch.zeros(1, 1, SIDE, SIDE, SIDE)
     spot[..., 2:5, 2:5, 2:5] = 4.0
     images = torch.zeros_like(usual)
