@@ -21,6 +21,7 @@ from normscape.errors import ConfigError, DataError
 from normscape.evaluation import usual
 from normscape.evaluation.conditional import ConditionalDetector, UnsupervisedConditionalDetector
 from normscape.evaluation.inverting import Inverted, Inverter, Parts, suspected
+from normscape.evaluation.linear import LinearResidual
 from normscape.evaluation.usual import ConditionalFeatures
 from normscape.inversion.projector import Projector
 from normscape.stages import normals
@@ -254,6 +255,36 @@ def test_parts_are_switched_off(chairs: Training) -> None:
     )
     assert (longer < plain).all()
     assert (plain < encoded).all()
+
+
+def test_a_linear_generator_beside_the_projection(chairs: Training, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its residuals are columns that the forest reads; those of a training image come from components of other subjects alone;
+    and without true angles it knows no angle either."""
+    fitted: list[tuple[set[str], object]] = []
+    plain = LinearResidual.fit
+
+    def noted(self: LinearResidual, training: Training, subjects: Sequence[str] | None = None) -> LinearResidual:
+        fitted.append((set(training.healthy.subject if subjects is None else subjects), self.pca.model_.conditions))
+        return plain(self, training, subjects)
+
+    monkeypatch.setattr(LinearResidual, "fit", noted)
+    everybody = set(chairs.healthy.subject)
+    detector = ConditionalDetector(linear=3).fit(chairs)
+    names = [name for name in detector.columns_ if name.startswith("linear/")]
+    assert names == ["linear/4", "linear/5", "linear/8", "linear/mean"]
+    assert fitted[0] == (everybody, "all")
+    left_out = [everybody - subjects for subjects, _ in fitted[1:]]
+    assert sorted(name for names in left_out for name in names) == sorted(everybody)
+    batch = _batch(chairs, range(6))
+    found = detector.features.columns(batch)
+    alone = detector.features.columns(batch.rows(slice(2, 3)))
+    for name in names:
+        assert (found[name] > 0).all()
+        assert alone[name] == pytest.approx(found[name][2:3], rel=1e-5)
+    fitted.clear()
+    blind = UnsupervisedConditionalDetector(linear=3, conditions="none").fit(chairs)
+    assert {known for _, known in fitted} == {"none"}
+    assert np.isfinite(blind.decision_function(batch)).all()
 
 
 def test_what_it_needs(chairs: Training, toy_settings_of: dict[str, Any]) -> None:

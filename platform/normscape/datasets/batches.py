@@ -37,6 +37,13 @@ class ImageBatch:
         """The same masks and conditions with other images."""
         return ImageBatch(images, self.masks, self.conditions)
 
+    @classmethod
+    def together(cls, parts: Sequence[ImageBatch]) -> ImageBatch:
+        """One batch after the other; all of them have masks, or none has."""
+        masks = [part.masks for part in parts if part.masks is not None]
+        conditions = {name: torch.cat([part.conditions[name] for part in parts]) for name in parts[0].conditions}
+        return cls(torch.cat([part.images for part in parts]), torch.cat(masks) if masks else None, conditions)
+
 
 class HealthyImages:
     """Normal images of one split, drawn when they are asked for; a row is always the same image.

@@ -18,6 +18,7 @@ from torch import Tensor
 from normscape.baselines import Scores, Training
 from normscape.datasets.batches import ImageBatch
 from normscape.evaluation.inverting import MASKED_PREFIX, SPREAD_PREFIX, STAGES, Inverted, Parts
+from normscape.evaluation.linear import LINEAR_PREFIX
 from normscape.evaluation.usual import ConditionalFeatures, matrix
 from normscape.scoring.density import DENSITY_PREFIX
 from normscape.scoring.evidence import EvidenceDetector
@@ -30,9 +31,9 @@ from normscape.scoring.maps import EXCESS_HALF
 class ConditionalDetector:
     """A random forest on all features of projected training images, every second one with a synthetic anomaly.
 
-    Features: those that `scoring.features` names; with `masked_rounds` and `inversions` theirs; the densities of the styles; and,
-    with `levels`, of every one of them but conditions and densities its level. The score is the forest's probability of
-    anomalous, in [0, 1]; grid and folds of the forest are those of `scoring`.
+    Features: those that `scoring.features` names; with `masked_rounds`, `inversions` and `linear` theirs; the densities of the
+    styles; and, with `levels`, of every one of them but conditions and densities its level. The score is the forest's probability
+    of anomalous, in [0, 1]; grid and folds of the forest are those of `scoring`.
     """
 
     supervision: Literal["none", "synthetic"] = "synthetic"
@@ -82,7 +83,7 @@ class ConditionalDetector:
 class UnsupervisedConditionalDetector:
     """How rare the evidence of a projection is among projected normal training images; no anomaly is seen.
 
-    Evidence: the residuals (their levels with `levels`), with `masked_rounds` and `inversions` also
+    Evidence: the residuals (their levels with `levels`), with `masked_rounds`, `inversions` and `linear` also
     theirs, and for each sub-space the density of its styles (their lengths without `density`). The score is the largest of
     -log of the share of normal images with a value as high, see `normscape.scoring.evidence`.
     """
@@ -132,8 +133,8 @@ def place_scores(scores: Scores, images: Inverted) -> Tensor:
 
 
 def _beside(names: Sequence[str]) -> list[str]:
-    """Columns of masked rounds and of further starts."""
-    return [name for name in names if name.startswith((MASKED_PREFIX, SPREAD_PREFIX))]
+    """Columns of masked rounds, of further starts and of the linear generator."""
+    return [name for name in names if name.startswith((MASKED_PREFIX, SPREAD_PREFIX, LINEAR_PREFIX))]
 
 
 def _cores() -> int:

@@ -39,6 +39,8 @@ STAGES = ("auxiliary", "gan", "controllers", "latents", "normals")
 _HERE = Path(__file__).resolve()
 _CODE = (_HERE, *sorted((_HERE.parents[1] / "inversion").glob("*.py")))
 """What projects: a change of it makes kept results useless."""
+_APART = ("density", "levels", "images", "linear")
+"""Parts that have no say in how an image is projected."""
 _OF_DISCRIMINATOR = re.compile(r"(residual_|masked/|spread/)discriminator")
 _OF_AUXILIARY = re.compile(r"(residual_|masked/|spread/)(output|condition)_")
 _SAME_FOR_EVERY_RECONSTRUCTION = re.compile(rf"{RESIDUAL_PREFIX}(atlas|conditions|encoded|texture|condition)_")
@@ -59,6 +61,7 @@ class Parts:
         inversions: from how many starts an image is projected.
         conditions: which known conditions are used: `both` (all of them), `none`, the name of a single one, or `shuffled`.
         images: training images that are projected; `projection.train_samples` when None. Never more than the budget.
+        linear: components of the linear generator whose residual is taken, too (`normscape.evaluation.linear`); 0: none.
     """
 
     density: bool = True
@@ -71,11 +74,12 @@ class Parts:
     inversions: int = 1
     conditions: str = BOTH
     images: int | None = None
+    linear: int = 0
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value, kind = getattr(self, field.name), str(field.type)
-            least = 0 if field.name == "masked_rounds" else 1
+            least = 0 if field.name in ("masked_rounds", "linear") else 1
             if kind == "bool" and not isinstance(value, bool):
                 raise ValueError(f"{field.name}: expected true or false, found {value!r}")
             whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
@@ -231,7 +235,7 @@ class Inverter:
 
     def _context(self, folders: Mapping[str, Path], pool: Mapping[str, Tensor]) -> str:
         """All that a result depends on beside the images: networks, settings, code."""
-        settings = {name: value for name, value in asdict(self.parts).items() if name not in ("density", "levels", "images")}
+        settings = {name: value for name, value in asdict(self.parts).items() if name not in _APART}
         networks = {name: folders[name].name for name in STAGES if name in folders}
         values = {name: value.tolist() for name, value in pool.items()} if self.parts.conditions != BOTH else {}
         seed = self.seed if self.parts.inversions > 1 else 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -15,7 +15,8 @@ from torch import Tensor
 from normscape.baselines import Training
 from normscape.datasets.batches import ImageBatch
 from normscape.errors import DataError
-from normscape.evaluation.inverting import Inverted, Inverter, Parts
+from normscape.evaluation.inverting import BOTH, NONE, SHUFFLED, Inverted, Inverter, Parts
+from normscape.evaluation.linear import LinearResidual
 from normscape.scoring.conditions import Array
 from normscape.scoring.density import StyleDensity
 from normscape.scoring.expected import LEVEL_PREFIX, Levels
@@ -98,6 +99,7 @@ class ConditionalFeatures:
 
     inverter_: Inverter
     usual_: Usual
+    linear_: LinearResidual | None
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
@@ -117,11 +119,16 @@ class ConditionalFeatures:
             ConfigError: the settings do not fit the experiment.
             DataError: the experiment was not run, or too few normal images or subjects to learn from.
         """
-        images, label, rows = self._projected(training, anomalies=anomalies)
+        images, label, rows, seen = self._projected(training, anomalies=anomalies)
         subject = training.healthy.subject[rows.numpy()]
         folds = min(FOLDS, len(np.unique(subject)))
         if folds < 2:
             raise DataError("a conditional detector needs images of at least two training subjects")
+        split = list(GroupKFold(folds).split(label, groups=subject))
+        self.linear_ = self._linear()
+        if self.linear_ is not None:
+            self.linear_.fit(training)
+            images = self._with_linear(training, images, seen, [set(subject[own]) for _, own in split], subject)
         chosen = levelled(list(images.columns))
 
         def usual(normal: NDArray[np.intp]) -> Usual:
@@ -133,13 +140,38 @@ class ConditionalFeatures:
 
         self.usual_ = usual(np.flatnonzero(label == 0))
         columns = dict(images.columns)
-        for others, own in GroupKFold(folds).split(label, groups=subject):
+        for others, own in split:
             for name, values in usual(others[label[others] == 0]).columns(images.rows(own)).items():
                 columns.setdefault(name, np.empty(len(label)))[own] = values
         return Learned(columns, label, subject)
 
-    def _projected(self, training: Training, *, anomalies: bool) -> tuple[Inverted, NDArray[np.int64], Tensor]:
-        """Training images, every second one with an anomaly where that is asked for: projected, their labels and rows."""
+    def _linear(self) -> LinearResidual | None:
+        """The linear generator that the settings ask for, under the conditions that they leave."""
+        if not self.parts.linear:
+            return None
+        which, place = self.parts.conditions, self.inverter_.config.position
+        if which in (BOTH, SHUFFLED):
+            return LinearResidual(self.parts.linear, conditions="all" if which == BOTH else "shuffled")
+        here = place is not None and which == place.name
+        return LinearResidual(self.parts.linear, conditions="none" if here or which == NONE else (which,), position=here)
+
+    def _with_linear(
+        self, training: Training, images: Inverted, seen: ImageBatch, held_out: list[set[str]], subject: NDArray[np.str_]
+    ) -> Inverted:
+        """The same with the linear residuals of components that were learned without the subjects of an image's fold."""
+        columns: Columns = {}
+        everybody = set(training.healthy.subject)
+        for own in held_out:
+            one = self._linear()
+            assert one is not None
+            one.fit(training, sorted(everybody - own))
+            rows = np.flatnonzero(np.isin(subject, sorted(own)))
+            for name, values in one.columns(seen.rows(torch.from_numpy(rows))).items():
+                columns.setdefault(name, np.empty(len(subject)))[rows] = values
+        return replace(images, columns=dict(sorted((images.columns | columns).items())))
+
+    def _projected(self, training: Training, *, anomalies: bool) -> tuple[Inverted, NDArray[np.int64], Tensor, ImageBatch]:
+        """Training images, every second one with an anomaly where that is asked for: projected, their labels, rows and pixels."""
         wanted = training.config.projection.train_samples if self.parts.images is None else self.parts.images
         rows = training.healthy.random_rows(min(training.images, wanted), seeded(training.seed, "conditional", "images"))
         parts = rows.split(training.config.projection.batch_size)
@@ -148,7 +180,7 @@ class ConditionalFeatures:
         self.inverter_ = Inverter(
             training.config, training.folders, self.parts, pool, seed=training.seed, device=training.device, kept=training.kept
         )
-        found, labels, done = [], [], 0
+        found, labels, seen, done = [], [], [], 0
         for part in parts:
             batch = training.healthy.batch(part)
             label = torch.zeros(len(part), dtype=torch.int64)
@@ -159,19 +191,24 @@ class ConditionalFeatures:
                 label[odd] = (drawn.masks.flatten(1).amax(1) > 0).long()  # a family may find no place for an anomaly
             found.append(self.inverter_.invert_without_maps(batch))
             labels.append(label)
+            seen.append(batch)
             done += len(part)
             training.progress(done, len(rows))
-        return Inverted.together(found), torch.cat(labels).numpy(), rows
+        return Inverted.together(found), torch.cat(labels).numpy(), rows, ImageBatch.together(seen)
 
     def columns(self, batch: ImageBatch) -> Columns:
         """All columns of projected images, (B,) each."""
-        images = self.inverter_.invert_without_maps(batch)
-        return images.columns | self.usual_.columns(images)
+        return self._all(self.inverter_.invert_without_maps(batch), batch)
 
     def of(self, batch: ImageBatch) -> tuple[Inverted, Columns]:
         """Projected images with their maps, and all their columns, (B,) each."""
         images = self.inverter_.invert(batch)
-        return images, images.columns | self.usual_.columns(images)
+        return images, self._all(images, batch)
+
+    def _all(self, images: Inverted, batch: ImageBatch) -> Columns:
+        if self.linear_ is not None:
+            images = replace(images, columns=images.columns | self.linear_.columns(batch))
+        return images.columns | self.usual_.columns(images)
 
 
 def matrix(columns: Mapping[str, Array], names: Sequence[str]) -> Array:
