@@ -93,12 +93,13 @@ def test_a_scan_is_compared_with_healthy_scans(scan_path: Path, model: ScanModel
 
 
 def test_the_most_abnormal_patch_without_healthy_scans(model: ScanModel) -> None:
-    """p of the patch alone, with a plain word that it is none of the scan; of any two numbers the smaller one is kept."""
+    """p of the patch alone, with a plain word that it is none of the scan; and how many patches are unusual."""
     volume = np.zeros((2, 2, 2), np.float32)
-    maps = ScanMaps(volume, volume, volume, volume, volume, volume > 0, 40, 0.125)
+    maps = ScanMaps(volume, volume, volume, volume, volume, volume > 0, 40, 0.0125, 0.075)
     [one] = p_values(maps, model.config, None, 7)
-    assert (one.p, one.subjects) == (0.125, 7)
-    assert "against patches of 7 healthy subjects; with 7 subjects p cannot be below 1/8 = 0.125" in one.sentence
+    assert (one.p, one.subjects) == (0.0125, 7)
+    assert "its rank among all patches of this scan and of 7 healthy subjects" in one.sentence
+    assert "7.5% of the patches have a p of at most 5%" in one.sentence
     assert "it is no p-value of the scan" in one.sentence
     assert p_values(maps, model.config, None, 0) == []
     assert p_values(replace(maps, lowest_p=float("nan")), model.config, None, 7) == []

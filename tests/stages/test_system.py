@@ -184,6 +184,11 @@ def test_p_values_come_with_healthy_subjects_and_only_with_them(run_folder: Path
     assert np.array_equal(main, plain["anomaly_score"].to_numpy())
     expected = (1 + (healthy[None] >= main[:, None]).sum(1) / 5) / 9
     np.testing.assert_allclose(table["p_value"].to_numpy(), expected)
+    tensors = {"angle": torch.from_numpy(known["angle"])}
+    among = packaged.p_values(torch.from_numpy(main.copy()), tensors, one_subject=True)
+    assert among is not None
+    np.testing.assert_allclose(among, one.pooled_p_value(main, np.zeros(6)))
+    assert (among <= expected).all()
     for there in (True, False):
         outputs = signature(system.config, ["residual_l1"], ["forest"], p_values=there).outputs
         assert ("p_value" in [column.name for column in outputs]) is there

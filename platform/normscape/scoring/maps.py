@@ -32,6 +32,8 @@ ToScan = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 EXCESS_SHOWN = 4.0
 """Standard deviations beyond the usual that are brightest in pictures."""
+UNUSUAL = 0.05
+"""p-value up to which a patch counts as unusual."""
 EXCESS_HALF = 2.0
 """Standard deviations beyond the usual at which a voxel takes half of its patches' score."""
 
@@ -69,8 +71,11 @@ class ValueReader(Protocol):
 class PValueGiver(Protocol):
     """What says how often a healthy patch scores as high: a finished system that knows healthy subjects does."""
 
-    def p_values(self, scores: Tensor, values: Mapping[str, Tensor]) -> NDArray[np.float64] | None:
-        """p-values (B,) of scores (B,) under known conditions (B, D); None where no healthy subjects are known."""
+    def p_values(self, scores: Tensor, values: Mapping[str, Tensor], *, one_subject: bool = False) -> NDArray[np.float64] | None:
+        """p-values (B,) of scores (B,) under known conditions (B, D); None where no healthy subjects are known.
+
+        `one_subject`: these are all the patches of one subject, who is then ranked among the healthy ones.
+        """
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,9 @@ class ScanMaps:
         excess: over what is usual at each voxel's place, in standard deviations; 0 everywhere where that is not known.
         covered: bool, the voxels of the brain that lie in a patch.
         patches: how many.
-        lowest_p: least p-value of a patch, taken by itself; NaN where none is known.
+        lowest_p: least p-value of a patch, ranked among all patches of the scan and of healthy subjects; NaN where none is known.
+        unusual: share of the patches with a p-value of at most `UNUSUAL`, which is as much in a healthy scan, on average; NaN
+            likewise.
     """
 
     image: Volume
@@ -96,6 +103,7 @@ class ScanMaps:
     covered: NDArray[np.bool_]
     patches: int
     lowest_p: float = math.nan
+    unusual: float = math.nan
 
     @property
     def anomaly(self) -> Volume:
@@ -152,7 +160,7 @@ class _Blenders:
     def __init__(self, source: PatchSource, columns: Mapping[str, str], rater: PatchRater, batch_size: int) -> None:
         self.columns, self.rater, self.batch_size = columns, rater, batch_size
         self.rebuilt, self.score, self.residual, self.excess = (Blender(source.cohort.shape, source.side) for _ in range(4))
-        self.patches, self.lowest_p = 0, math.nan
+        self.rated: list[tuple[Tensor, dict[str, Tensor]]] = []  # scores and conditions of the patches so far
 
     def add(self, source: PatchSource, rows: Tensor, progress: Callable[[int], None]) -> _Blenders:
         """Rate some patches of a scan and lay them down; `progress` hears how many were."""
@@ -162,16 +170,13 @@ class _Blenders:
                 images, masks = source.draw(part)[0], source.masks(part)
                 values = {name: known[c][part] for name, c in self.columns.items()}
                 rated = self.rater.rate(images, values, masks)
-                p = self.rater.p_values(rated.scores.cpu(), values) if isinstance(self.rater, PValueGiver) else None
-                if p is not None:
-                    self.lowest_p = float(np.fmin(self.lowest_p, p.min()))
+                self.rated.append((rated.scores.cpu(), values))
                 centres = source.center[part.numpy()]
                 self.score.add(rated.scores, centres)
                 self.rebuilt.add(rated.images, centres)
                 self.residual.add((images - rated.images.cpu()).abs(), centres)
                 if rated.excess is not None:
                     self.excess.add(rated.excess, centres, masks)
-                self.patches += len(part)
                 progress(len(part))
         return self
 
@@ -183,6 +188,7 @@ class _Blenders:
     def fork(self) -> _Blenders:
         """A copy to go on with on its own."""
         twin = copy.copy(self)
+        twin.rated = list(self.rated)
         twin.rebuilt, twin.score, twin.residual, twin.excess = (copy.deepcopy(part) for part in self._parts)
         return twin
 
@@ -192,7 +198,11 @@ class _Blenders:
         covered = torch.from_numpy(np.asarray(source.cohort.masks[scan]) > 0) & self.score.covered
         rebuilt, score, residual, excess = (torch.where(covered, part.result(), 0.0).numpy() for part in self._parts)
         image = unit_volume(source, scan)
-        return ScanMaps(image, rebuilt, score, residual, excess, covered.numpy(), self.patches, self.lowest_p)
+        scores = torch.cat([one for one, _ in self.rated])
+        values = {name: torch.cat([known[name] for _, known in self.rated]) for name in self.columns}
+        p = self.rater.p_values(scores, values, one_subject=True) if isinstance(self.rater, PValueGiver) else None
+        lowest, unusual = (math.nan, math.nan) if p is None else (float(p.min()), float((p <= UNUSUAL).mean()))
+        return ScanMaps(image, rebuilt, score, residual, excess, covered.numpy(), len(scores), lowest, unusual)
 
 
 def scan_maps(

@@ -23,7 +23,7 @@ from normscape.config import Config
 from normscape.datasets.patches import PatchSource
 from normscape.errors import DataError
 from normscape.scoring.conformal import Calibration, Conformal, limit_of
-from normscape.scoring.maps import PatchRater, ScanMaps, on_grid, scan_maps
+from normscape.scoring.maps import UNUSUAL, PatchRater, ScanMaps, on_grid, scan_maps
 from normscape.stages.core import StageContext
 from normscape.stages.files import discard, read_json, write_json
 from normscape.stages.system import SCANS_NAME
@@ -147,8 +147,9 @@ def p_values(maps: ScanMaps, config: Config, healthy: Calibration | None, patch_
         return []
     other = " Healthy scans were mapped with another stride or other steps, and say nothing here." if healthy else ""
     sentence = (
-        f"p = {maps.lowest_p:.2g}: the most abnormal patch, taken by itself, against patches of {patch_subjects} healthy "
-        f"{'subject' if patch_subjects == 1 else 'subjects'}; {limit_of(patch_subjects)}. The lowest of {maps.patches} patches "
-        f"is often this low in a healthy scan: it is no p-value of the scan.{other}"
+        f"p = {maps.lowest_p:.2g}: the most abnormal patch, by its rank among all patches of this scan and of {patch_subjects} "
+        f"healthy {'subject' if patch_subjects == 1 else 'subjects'}. The lowest of {maps.patches} patches is often this low in "
+        f"a healthy scan: it is no p-value of the scan. {maps.unusual:.1%} of the patches have a p of at most {UNUSUAL:.0%}, as "
+        f"{UNUSUAL:.0%} of a healthy scan's have on average.{other}"
     )
     return [PValue("most abnormal patch, by itself", maps.lowest_p, patch_subjects, sentence)]

@@ -218,18 +218,22 @@ class ScoredSystem:
         network = self.projector.auxiliaries[name]
         return denormalize_value(network.attribute, network(images.to(self.projector.device))).cpu()
 
-    def p_values(self, scores: Tensor, values: Mapping[str, Tensor]) -> Array | None:
+    def p_values(self, scores: Tensor, values: Mapping[str, Tensor], *, one_subject: bool = False) -> Array | None:
         """p of anomaly scores `(B,)` under known conditions `(B, D)`, `(B,)`.
 
         None where no healthy images are known, or where those were projected with another number of steps. At most 5 % of the
-        images of new healthy subjects have a p of at most 5 %, see `normscape.scoring.conformal`.
+        images of new healthy subjects have a p of at most 5 %, see `normscape.scoring.conformal`. `one_subject`: these are all
+        the images of one subject; p is then their rank among those of the healthy subjects and its own, and can be smaller.
         """
         if self.healthy is None or self.healthy.settings.get(STEPS) != self.config.projection.steps:
             return None
         columns = condition_columns(self.config, values)
         names = self.healthy.settings.get(CONDITIONS, [])
         known = np.stack([columns[name] for name in names], axis=1) if names else np.zeros((len(scores), 0))
-        return self.healthy.scores[MAIN_DETECTOR].p_value(scores.numpy(), known.astype(np.float64))
+        healthy, known = self.healthy.scores[MAIN_DETECTOR], known.astype(np.float64)
+        if one_subject:
+            return healthy.pooled_p_value(scores.numpy(), np.zeros(len(scores)), known)
+        return healthy.p_value(scores.numpy(), known)
 
     def _batch(self, images: Tensor, values: Mapping[str, Tensor], masks: Tensor | None, reconstructions: bool) -> pa.Table:
         projection = self.projector.project(images, values, masks)
