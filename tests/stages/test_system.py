@@ -184,7 +184,7 @@ def test_p_values_come_with_healthy_subjects_and_only_with_them(run_folder: Path
     assert np.array_equal(main, plain["anomaly_score"].to_numpy())
     expected = (1 + (healthy[None] >= main[:, None]).sum(1) / 5) / 9
     np.testing.assert_allclose(table["p_value"].to_numpy(), expected)
-    tensors = {"angle": torch.from_numpy(known["angle"])}
+    tensors = {"angle": torch.from_numpy(known["angle"])[:, None]}
     among = packaged.p_values(torch.from_numpy(main.copy()), tensors, one_subject=True)
     assert among is not None
     np.testing.assert_allclose(among, one.pooled_p_value(main, np.zeros(6)))
