@@ -54,6 +54,15 @@ def test_evidence_holds_no_condition_and_no_truth() -> None:
     assert evidence_columns(NAMES, "residuals") == [*LENGTHS, "residual_l1", "residual_l2", "residual_recognition"]
 
 
+def test_what_networks_read_of_training_subjects_is_no_evidence() -> None:
+    """But the forest sees it; `conditions_...` is the generator at the known conditions, and nothing that was read."""
+    read = ["residual_output_identity", "residual_condition_angle"]
+    names = [*NAMES, *read, "residual_conditions_z8"]
+    assert evidence_columns(names, "residuals")[-1] == "residual_conditions_z8"
+    assert not set(read) & set(evidence_columns(names, "flat"))
+    assert set(read) <= set(feature_columns(names, "residuals", ["angle_degrees"]))
+
+
 def test_missing_features_are_all_named() -> None:
     with pytest.raises(DataError, match=r"length/<sub-space>/<resolution>, age_years, residual_l1; found sample_id"):
         feature_columns(["sample_id"], "thesis", ["age_years"])

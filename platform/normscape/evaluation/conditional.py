@@ -23,7 +23,7 @@ from normscape.evaluation.usual import ConditionalFeatures, matrix
 from normscape.scoring.density import DENSITY_PREFIX
 from normscape.scoring.evidence import EvidenceDetector
 from normscape.scoring.expected import LEVEL_PREFIX
-from normscape.scoring.features import LENGTH_PREFIX, condition_names, evidence_columns, feature_columns
+from normscape.scoring.features import LENGTH_PREFIX, READ_BY_NETWORKS, condition_names, evidence_columns, feature_columns
 from normscape.scoring.forest import ForestDetector
 from normscape.scoring.maps import EXCESS_HALF
 
@@ -83,7 +83,7 @@ class ConditionalDetector:
 class UnsupervisedConditionalDetector:
     """How rare the evidence of a projection is among projected normal training images; no anomaly is seen.
 
-    Evidence: the residuals (their levels with `levels`), with `masked_rounds`, `inversions` and `linear` also
+    Evidence: the residuals but for what auxiliary networks read (their levels with `levels`), with `masked_rounds`, `inversions` and `linear` also
     theirs, and for each sub-space the density of its styles (their lengths without `density`). The score is the largest of
     -log of the share of normal images with a value as high, see `normscape.scoring.evidence`.
     """
@@ -101,7 +101,8 @@ class UnsupervisedConditionalDetector:
         parts = self.features.parts
 
         def levelled(names: Sequence[str]) -> list[str]:
-            found = [*evidence_columns(names, training.config.scoring.features), *_beside(names)]
+            beside = [name for name in _beside(names) if not READ_BY_NETWORKS.match(name)]
+            found = [*evidence_columns(names, training.config.scoring.features), *beside]
             return [name for name in found if not (parts.density and name.startswith(LENGTH_PREFIX))]
 
         learned = self.features.fit(training, anomalies=False, levelled=levelled)

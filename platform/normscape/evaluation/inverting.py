@@ -23,7 +23,7 @@ from normscape.evaluation.kept import Kept
 from normscape.inversion.projector import Projection, Projector
 from normscape.losses.masked import as_mask, weighted_mean
 from normscape.scoring.conditions import Array
-from normscape.scoring.features import RESIDUAL_PREFIX
+from normscape.scoring.features import READ_BY_NETWORKS, RESIDUAL_PREFIX
 from normscape.stages.models import load_projector
 from normscape.stages.system import condition_columns, projection_columns
 from normscape.training.seeding import seeded
@@ -42,7 +42,6 @@ _CODE = (_HERE, *sorted((_HERE.parents[1] / "inversion").glob("*.py")))
 _APART = ("density", "levels", "images", "linear")
 """Parts that have no say in how an image is projected."""
 _OF_DISCRIMINATOR = re.compile(r"(residual_|masked/|spread/)discriminator")
-_OF_AUXILIARY = re.compile(r"(residual_|masked/|spread/)(output|condition)_")
 _SAME_FOR_EVERY_RECONSTRUCTION = re.compile(rf"{RESIDUAL_PREFIX}(atlas|conditions|encoded|texture|condition)_")
 
 
@@ -297,7 +296,7 @@ class Inverter:
     def _wanted(self, name: str) -> bool:
         if not self.parts.discriminator and _OF_DISCRIMINATOR.match(name):
             return False
-        return self.parts.auxiliary or not _OF_AUXILIARY.match(name)
+        return self.parts.auxiliary or not READ_BY_NETWORKS.match(name)
 
     def _further(self, first: Projection, images: Tensor, values: Mapping[str, Tensor], mask: Tensor | None) -> dict[str, Array]:
         """Project from further starts: residuals become means over all of them, `spread/<residual>` their standard deviations.

@@ -21,6 +21,8 @@ RESIDUAL_PREFIX = "residual_"
 L1_COLUMN = "residual_l1"
 ATLAS_COLUMN = "residual_atlas_z4"
 """The yardstick: how unlike the mean of the normal images at its place the worst quarter of a patch's side is."""
+READ_BY_NETWORKS = re.compile(rf"({RESIDUAL_PREFIX}|masked/|spread/)(output|condition)_")
+"""What auxiliary networks read from image and reconstruction, and from the image against the known value."""
 ID_COLUMNS = ("sample_id", "subject", "split", "label")
 SPLITS = ("train", "test")
 CALIBRATION = "calibration"
@@ -119,8 +121,16 @@ def feature_sets(columns: Sequence[str]) -> list[FeatureSet]:
 
 
 def evidence_columns(columns: Sequence[str], features: FeatureSet) -> list[str]:
-    """Columns of which a high value means abnormal: lengths and residuals, no conditions; flat places in `flat` alone."""
-    return [name for name in columns if name.startswith(LENGTH_PREFIX) or _is_residual(name, flat=features == "flat")]
+    """Columns of which a high value means abnormal: lengths and residuals, no conditions; flat places in `flat` alone.
+
+    What auxiliary networks read is left out. They have learned the values of the training subjects and read those far better than
+    anybody else's, so that it would speak against every new subject.
+    """
+    return [
+        name
+        for name in columns
+        if name.startswith(LENGTH_PREFIX) or (_is_residual(name, flat=features == "flat") and not READ_BY_NETWORKS.match(name))
+    ]
 
 
 def _is_residual(name: str, *, flat: bool) -> bool:
