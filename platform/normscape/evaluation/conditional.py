@@ -83,9 +83,9 @@ class ConditionalDetector:
 class UnsupervisedConditionalDetector:
     """How rare the evidence of a projection is among projected normal training images; no anomaly is seen.
 
-    Evidence: the residuals but for what auxiliary networks read (their levels with `levels`), with `masked_rounds`, `inversions` and `linear` also
-    theirs, and for each sub-space the density of its styles (their lengths without `density`). The score is the largest of
-    -log of the share of normal images with a value as high, see `normscape.scoring.evidence`.
+    Evidence: the residuals but for what auxiliary networks read (their levels with `levels`), with `masked_rounds`, `inversions`
+    and `linear` also theirs, and for each sub-space the density of its styles (their lengths without `density`). The score is the
+    largest of -log of the share of normal images with a value as high, see `normscape.scoring.evidence`.
     """
 
     supervision: Literal["none", "synthetic"] = "none"
