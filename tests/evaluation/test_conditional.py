@@ -22,6 +22,7 @@ from normscape.evaluation import usual
 from normscape.evaluation.conditional import ConditionalDetector, UnsupervisedConditionalDetector
 from normscape.evaluation.inverting import Inverted, Inverter, Parts, suspected
 from normscape.evaluation.linear import LinearResidual
+from normscape.evaluation.running import saved_by
 from normscape.evaluation.usual import ConditionalFeatures
 from normscape.inversion.projector import Projector
 from normscape.stages import normals
@@ -392,6 +393,7 @@ def test_what_one_detector_projected_another_does_not(chairs: Training, tmp_path
     keeping = replace(chairs, kept=tmp_path / "kept")
     first = load_detector(PluginConfig(name="conditional")).fit(keeping)
     assert np.array_equal(first.decision_function(batch), plain)
+    assert saved_by(first) == 0
 
     projected: list[int] = []
     project = Projector.project
@@ -406,6 +408,7 @@ def test_what_one_detector_projected_another_does_not(chairs: Training, tmp_path
     whole = load_detector(PluginConfig(name="conditional")).fit(keeping)
     assert np.array_equal(whole.decision_function(batch), plain)
     assert not projected
+    assert saved_by(whole) > 0.01  # seconds that it would have cost: its costs count them
     assert again.anomaly_map(batch).shape == (12, 1, 8, 8)
     assert sum(projected) == 12  # maps are not kept
     projected.clear()

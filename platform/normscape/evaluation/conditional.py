@@ -70,6 +70,11 @@ class ConditionalDetector:
         ).fit(matrix(learned.columns, self.columns_), learned.label, learned.subject)
         return self
 
+    @property
+    def saved_seconds(self) -> float:
+        """See `saved_by`."""
+        return self.features.inverter_.saved_seconds
+
     def decision_function(self, batch: ImageBatch) -> Scores:
         """Probabilities of anomalous (B,)."""
         return self.forest_.decision_function(matrix(self.features.columns(batch), self.columns_))
@@ -112,6 +117,11 @@ class UnsupervisedConditionalDetector:
         self.columns_ = chosen
         self.evidence_ = EvidenceDetector().fit(matrix(learned.columns, chosen))
         return self
+
+    @property
+    def saved_seconds(self) -> float:
+        """See `saved_by`."""
+        return self.features.inverter_.saved_seconds
 
     def decision_function(self, batch: ImageBatch) -> Scores:
         """The largest evidence (B,), at least 0."""

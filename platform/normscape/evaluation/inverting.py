@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -39,8 +40,11 @@ STAGES = ("auxiliary", "gan", "controllers", "latents", "normals")
 _HERE = Path(__file__).resolve()
 _CODE = (_HERE, *sorted((_HERE.parents[1] / "inversion").glob("*.py")))
 """What projects: a change of it makes kept results useless."""
+_SECONDS = "seconds"
 _APART = ("density", "levels", "images", "linear")
 """Parts that have no say in how an image is projected."""
+_COUNTS = tuple(f"projection.{name}" for name in ("train_samples", "test_samples", "calibration_samples", "curve_images"))
+"""Settings of stage `project` that have none either."""
 _OF_DISCRIMINATOR = re.compile(r"(residual_|masked/|spread/)discriminator")
 _SAME_FOR_EVERY_RECONSTRUCTION = re.compile(rf"{RESIDUAL_PREFIX}(atlas|conditions|encoded|texture|condition)_")
 
@@ -231,6 +235,7 @@ class Inverter:
         self.projector: Projector = projector
         self.known = KnownConditions(parts.conditions, pool)
         self.kept = None if kept is None else Kept(kept, self._context(folders, pool))
+        self.saved_seconds = 0.0  # that kept results took when they were made
 
     def _context(self, folders: Mapping[str, Path], pool: Mapping[str, Tensor]) -> str:
         """All that a result depends on beside the images: networks, settings, code."""
@@ -239,7 +244,9 @@ class Inverter:
         values = {name: value.tolist() for name, value in pool.items()} if self.parts.conditions != BOTH else {}
         seed = self.seed if self.parts.inversions > 1 else 0
         code = [hashlib.sha256(path.read_bytes()).hexdigest() for path in _CODE]
-        return digest([section_digest(self.config, ("projection", "controllers"), ()), networks, settings, values, seed, code])
+        return digest(
+            [section_digest(self.config, ("projection", "controllers"), _COUNTS), networks, settings, values, seed, code]
+        )
 
     @property
     def resolutions(self) -> tuple[int, ...]:
@@ -262,9 +269,11 @@ class Inverter:
         path = self.kept.path(to_uint8(batch.images), batch.masks, batch.conditions)
         arrays = self.kept.read(path)
         if arrays is None:
+            began = time.perf_counter()
             found = self._invert(batch).without_maps()
-            self.kept.write(path, found.arrays())
+            self.kept.write(path, found.arrays() | {_SECONDS: np.array([time.perf_counter() - began])})
             return found
+        self.saved_seconds += float(arrays[_SECONDS][0])
         return Inverted.from_arrays(arrays)
 
     @torch.enable_grad()  # callers may have switched gradients off
