@@ -50,6 +50,8 @@ def chromium(profile: Path, *, webgl: bool = True) -> Iterator[WebDriver]:
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver_program))
     try:
+        # a window that does not have the focus of the machine tells its pages of no focus either
+        driver.execute_cdp_cmd("Emulation.setFocusEmulationEnabled", {"enabled": True})
         yield driver
     finally:
         driver.quit()
@@ -79,7 +81,7 @@ def requested(driver: WebDriver) -> list[str]:
     messages = (json.loads(entry["message"])["message"] for entry in driver.get_log("performance"))
     addresses = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
     # chrome: is the browser's own new tab, which may still be loading while a page is opened
-    return [address for address in addresses if not address.startswith(("data:", "blob:", "chrome:"))]
+    return [address for address in addresses if not address.startswith(("data:", "blob:", "chrome:", "chrome-untrusted:"))]
 
 
 def barriers(driver: WebDriver) -> list[str]:

@@ -7,11 +7,15 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from normscape.baselines import load_detector
 from normscape.config import Config, ConfigProblems
 from normscape.configio import load_config
+from normscape.stages.core import stage_keys
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-SHIPPED = sorted((CONFIGS / "chairs").glob("*.yaml"))
+EVALUATIONS = sorted([*CONFIGS.glob("*/conditions.yaml"), *CONFIGS.glob("*/scans.yaml")])
+"""They evaluate the run of the `cpu.yaml` beside them in other ways."""
+SHIPPED = sorted(set((CONFIGS / "chairs").glob("*.yaml")) - set(EVALUATIONS))
 
 
 def _plain(**changes: object) -> dict[str, object]:
@@ -20,6 +24,17 @@ def _plain(**changes: object) -> dict[str, object]:
 
 def test_all_four_chairs_configurations_ship() -> None:
     assert [p.stem for p in SHIPPED] == ["cpu", "demo", "gpu", "paper"]
+
+
+@pytest.mark.parametrize("path", EVALUATIONS, ids=lambda p: f"{p.parent.name}-{p.stem}")
+def test_further_evaluations_are_of_the_same_run(path: Path) -> None:
+    """Nothing but the evaluation differs, so that no stage is run again; every detector can be made."""
+    config, run = load_config(path), load_config(path.with_name("cpu.yaml"))
+    assert config.name == run.name
+    assert stage_keys(config) == stage_keys(run)
+    assert config.evaluation != run.evaluation
+    for entry in config.evaluation.detectors:
+        load_detector(entry)
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
@@ -148,7 +163,7 @@ def _all_shipped() -> dict[str, Config]:
 def test_projection_starts_at_the_encoders_answer_wherever_an_encoder_is_trained() -> None:
     """All configurations but the literal ones have one."""
     shipped = _all_shipped()
-    assert len(shipped) == 9
+    assert len(shipped) == 12
     at_the_mean = {name for name, config in shipped.items() if config.projection.start == "mean"}
     assert at_the_mean == {"chairs/paper", "brain/paper"}
     assert at_the_mean == {name for name, config in shipped.items() if not config.gan.reconstruction_weight}

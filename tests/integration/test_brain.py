@@ -70,8 +70,10 @@ def test_the_brain_pipeline_runs_to_its_page(
     excess = [
         name for name in table.columns if name.startswith(("residual_atlas_z", "residual_conditions_z", "residual_encoded_z"))
     ]
-    assert len(excess) == 3 * (1 + 2 * 4)  # the mean, and four sizes of neighbourhoods, each also weighed by flatness
-    assert np.isfinite(table[excess]).all(axis=None)
+    # the mean; four sizes of neighbourhoods, each also weighed by flatness; two of them below and above the usual
+    assert len(excess) == 3 * (1 + 2 * 4 + 2 * 2)
+    texture = [f"residual_texture_{side}{size}" for side in ("low", "high") for size in (1, 2)]
+    assert np.isfinite(table[excess + texture]).all(axis=None)
     curve = pd.read_parquet(folders["project"] / "curve.parquet")
     assert list(zip(curve["start"], curve["steps"], strict=True)) == [("encoder", 0), ("mean", 5)]
     assert np.isfinite(curve["residual_l1"]).all()
@@ -83,8 +85,8 @@ def test_the_brain_pipeline_runs_to_its_page(
     plain, flat = (
         json.loads((folders["score"] / f"{name}.json").read_text())["features"] for name in ("forest_residuals", "forest")
     )
-    assert {name for name in set(flat) - set(plain) if "flat" not in name} == set()
-    assert len(set(flat) - set(plain)) == 3 * 4 + 3
+    assert {name for name in set(flat) - set(plain) if "flat" not in name} == {"residual_texture_low1", "residual_texture_low2"}
+    assert len(set(flat) - set(plain)) == 3 * 4 + 3 + 2
     coordinates = [f"position_mm_{i}" for i in range(3)]
     assert set(forest["features"]) >= {"age_years", *coordinates, "residual_l1", "length/identity/8"}
     page = (folders["report"] / "index.html").read_text()
