@@ -59,9 +59,11 @@ def chromium(profile: Path, *, webgl: bool = True) -> Iterator[WebDriver]:
 
 def visit(driver: WebDriver, address: str | Path) -> None:
     """Open a page, and forget what was recorded before."""
+    driver.get("about:blank")  # the page before is gone, also where it is the same one
     for kind in ("browser", "performance"):
         driver.get_log(kind)
     driver.get(address.as_uri() if isinstance(address, Path) else address)
+    wait(driver, lambda _: driver.execute_script("return document.readyState") == "complete", "the page was never loaded")
 
 
 def wait(driver: WebDriver, condition: Callable[[WebDriver], Any], about: str, *, seconds: float = PATIENCE_S) -> Any:
