@@ -15,7 +15,6 @@ from normscape.scoring.thresholds import quantile_threshold
 
 TAIL = 0.05
 """Share of the normal rows beyond which a tail is exponential."""
-_PARTS = ("sorted", "start", "mean_excess", "threshold", "quantile")
 
 
 class EvidenceDetector:
@@ -100,11 +99,9 @@ class EvidenceDetector:
         """
         try:
             found = load_file(path)
-            missing = [name for name in _PARTS if name not in found]
-            if missing:
-                raise KeyError(", ".join(missing))
             detector = cls(quantile=float(found["quantile"][0]))
-            detector.sorted_, detector.start_, detector.mean_excess_ = (found[name] for name in _PARTS[:3])
+            detector.sorted_, detector.start_ = found["sorted"], found["start"]
+            detector.mean_excess_ = found["mean_excess"]
             detector.threshold_ = float(found["threshold"][0])
         except (OSError, KeyError, IndexError, SafetensorError) as error:
             raise DataError(f"{path}: expected the rows of a detector as safetensors, found something else ({error})") from error
