@@ -30,6 +30,15 @@ def test_half_of_each_batch_gets_anomalies_of_training_rows(toy_training: Callab
     assert int(rows.max()) < len(toy.training.healthy)
 
 
+def test_a_ceiling_may_look_at_more_images_than_all_others(toy_training: Callable[..., Any]) -> None:
+    """Its own number in place of the budget; 0 is refused."""
+    toy = toy_training(network_images=32)
+    detector = Supervised(images=160, **SMALL).fit(toy.training)
+    assert len(detector.loss_) == len(toy.anomalous_rows) == 10
+    with pytest.raises(ValueError, match="images is 0"):
+        Supervised(images=0)
+
+
 def test_the_network_sees_what_was_drawn(toy_training: Callable[..., Any]) -> None:
     """With anomalies that cannot be seen it learns nothing; with visible ones it learns all."""
     toy = toy_training("patches", network_images=960)

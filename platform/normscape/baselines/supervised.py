@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Literal, Self
 
 import torch
@@ -42,6 +43,8 @@ class Supervised:
         map_weight: of the cross-entropy of the map, beside the image's.
         learning_rate, batch_size: of the training.
         conditions: known values that the network sees; see `Conditions`.
+        images: normal images that it looks at, repeats counted; as many as all others when empty. A ceiling needs more, for it
+            tells how well these anomalies can be found only once more would not help.
     """
 
     supervision: Literal["none", "synthetic"] = "synthetic"
@@ -56,13 +59,16 @@ class Supervised:
         learning_rate: float = 2e-3,
         batch_size: int = 32,
         conditions: Conditions = "none",
+        images: int | None = None,
     ) -> None:
-        check_positive(width=WIDTH[2] if width is None else width, learning_rate=learning_rate, batch_size=batch_size)
+        given = {name: value for name, value in (("width", width), ("images", images)) if value is not None}
+        check_positive(**given, learning_rate=learning_rate, batch_size=batch_size)
         if map_weight < 0:
             raise ValueError(f"map_weight is {map_weight}; expected at least 0")
         check_choice("conditions", conditions, Conditions)
         self.width, self.map_weight, self.learning_rate, self.batch_size = width, map_weight, learning_rate, batch_size
         self.conditions: Conditions = conditions
+        self.images = images
 
     def fit(self, training: Training) -> Self:
         """Train it to tell normal training images from training images with anomalies.
@@ -70,6 +76,7 @@ class Supervised:
         Raises:
             DataError: there are no images, no anomaly can be drawn into them, or no values where conditions are asked for.
         """
+        training = replace(training, network_images=self.images or training.network_images)
         course = Course(training, self.name, batch_size=self.batch_size)
         self.inputs_ = inputs = Inputs(training, self.conditions)
         dims, channels = training.scene.dims, training.healthy.shape[0] + self._prepare(training)
