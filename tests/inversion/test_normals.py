@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from normscape.config import Config
 from normscape.datasets.patches import PatchSource
 from normscape.datasets.prepared import PreparedCohort
 from normscape.datasets.samples import load_samples
-from normscape.inversion.normals import TEXTURE, Normals, NormalsBuilder, corners, log_deviation
+from normscape.inversion.normals import SCALES, TEXTURE, Normals, NormalsBuilder, ScaleBuilder, corners, log_deviation
 
 SHAPE, SIDE = (20, 22, 24), 8
 FRAME = np.array([[0.0, 0.0, 2.0, -20.0], [0.0, 2.0, 0.0, -30.0], [2.0, 0.0, 0.0, -10.0], [0.0, 0.0, 0.0, 1.0]])
@@ -50,13 +51,19 @@ def fields() -> tuple[Tensor, Tensor]:
 
 @pytest.fixture(scope="module")
 def normals(fields: tuple[Tensor, Tensor]) -> Normals:
-    """Learnt from 4000 patches of noise with these statistics, in two batches."""
+    """Learnt from 4000 patches of noise with these statistics, in two batches; scales from 500 more."""
     mean, std = fields
     builder, random = NormalsBuilder(SHAPE, FRAME), torch.Generator().manual_seed(1)
+
+    def residuals(corner: Tensor) -> Tensor:
+        return cut(mean, corner) + cut(std, corner) * torch.randn(len(corner), 1, SIDE, SIDE, SIDE, generator=random)
+
     for corner in random_corners(4000, 2).split(2500):
-        noise = torch.randn(len(corner), 1, SIDE, SIDE, SIDE, generator=random)
-        builder.add("encoded", cut(mean, corner) + cut(std, corner) * noise, positions(corner), None)
-    return builder.build(0.5)
+        builder.add("encoded", residuals(corner), positions(corner), None)
+    scales = ScaleBuilder(builder.build(0.5))
+    for corner in random_corners(500, 9).split(300):
+        scales.add("encoded", residuals(corner), positions(corner), None)
+    return scales.build()
 
 
 def test_statistics_are_found_again(normals: Normals, fields: tuple[Tensor, Tensor]) -> None:
@@ -108,7 +115,7 @@ def test_masks_and_borders(normals: Normals) -> None:
 
 
 def test_a_map_of_the_excess(normals: Normals, fields: tuple[Tensor, Tensor]) -> None:
-    """It is high where a block was added, low elsewhere, 0 outside the mask, and the mean of a constant z is that z."""
+    """It is high where a block was added, low elsewhere, 0 outside the mask, and does not depend on what lies there."""
     mean, std = fields
     corner = random_corners(8, 6)
     place, odd = positions(corner), cut(mean, corner)
@@ -118,10 +125,35 @@ def test_a_map_of_the_excess(normals: Normals, fields: tuple[Tensor, Tensor]) ->
     found = normals.excess_map("encoded", odd, place, mask)
     assert found.shape == odd.shape
     assert (found[..., 4, 4, 4] > 3.5).all()
-    assert (found[..., :2, :2, :2] < 0.7).all()
+    assert (found[..., 0, 0, 0] < found[..., 4, 4, 4] / 3).all()
     assert (found[~mask] == 0).all()
     noise = torch.full_like(odd, 9.0)
     assert torch.equal(normals.excess_map("encoded", torch.where(mask, odd, noise), place, mask), found)
+
+
+def test_a_faint_wide_difference_is_found_in_a_wide_neighbourhood(normals: Normals, fields: tuple[Tensor, Tensor]) -> None:
+    """A shift of one standard deviation over 7x7x7 voxels is nothing at one of them, and beyond all noise in their mean."""
+    mean, std = fields
+    corner = random_corners(32, 7)
+    place = positions(corner)
+    noise = torch.randn(32, 1, SIDE, SIDE, SIDE, generator=torch.Generator().manual_seed(8))
+    usual = cut(mean, corner) + cut(std, corner) * noise
+    odd = usual.clone()
+    odd[..., 1:8, 1:8, 1:8] += cut(std, corner)[..., 1:8, 1:8, 1:8]
+    before, after = (normals.excess_map("encoded", part, place, None)[..., 4, 4, 4] for part in (usual, odd))
+    single = replace(normals, scale={})  # as of an older version: neighbourhoods of three voxels alone
+    alone = single.excess_map("encoded", odd, place, None)[..., 4, 4, 4]
+    assert after.min() > before.max()
+    assert after.median() > 3 * alone.median()
+
+
+def test_scales_are_what_is_usual(normals: Normals) -> None:
+    """Independent voxels: a mean over n of them has a deviation of 1 / sqrt(n), or less where the patch cuts it off."""
+    expected = [side**-1.5 for side in SCALES[:3]]
+    assert normals.scale["encoded"][0] == pytest.approx(1.0, rel=0.1)
+    assert (normals.scale["encoded"][:3] / torch.tensor(expected)).sub(1).abs().max() < 0.5
+    assert (normals.scale["encoded"].diff()[:3] < 0).all()
+    assert normals.scale["encoded"][4] == normals.scale["encoded"][3]  # a patch of 8 voxels holds no neighbourhood of 9
 
 
 def test_kept_in_a_file(normals: Normals, tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ class UnsupervisedConditionalDetector:
 
 
 def place_scores(scores: Scores, images: Inverted) -> Tensor:
-    """Maps (B, 1, *S), 0 outside the masks: score times e / (e + 2), e the excess over what is usual at a voxel's place.
+    """Maps (B, 1, *S), 0 outside the masks: score times e / (e + 4), e the excess over what is usual at a voxel's place.
 
     As stage `brains` does (`normscape.scoring.maps`). Where no positions are known, the score times the residual of the last
     reconstruction (`Inverted.residual`).

@@ -18,16 +18,15 @@ there. So the local deviation of normal images has statistics, too (`texture`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from normscape.losses.masked import INSIDE, local_deviation, neighbourhoods, weighted_mean, worst, worst_sides
+from normscape.losses.masked import INSIDE, local_deviation, local_means, neighbourhoods, weighted_mean, worst, worst_sides
 
 ATLAS, CONDITIONS, ENCODED = "atlas", "conditions", "encoded"
 TEXTURE = "texture"
@@ -35,6 +34,8 @@ FRACTIONS = (8, 5, 4, 3)
 """Neighbourhoods have these fractions of a patch's side."""
 SIDED = (8, 4)
 """Those of them in which differences below and above the usual are told apart."""
+SCALES = (1, 3, 5, 7, 9)
+"""Sides, in voxels, of the neighbourhoods that a map of the excess looks at."""
 WINDOW = 3
 """Voxels a side in which the local deviation is taken."""
 LEAST_DEVIATION = 0.005
@@ -53,21 +54,25 @@ class Normals:
         mean: kind of reconstruction to float32 (Z, Y, X), in units of the images.
         std: likewise.
         frame: float64 (4, 4), index (z, y, x, 1) to the position in millimetres that patches are known by.
+        scale: kind to float32 (len(SCALES),): root mean square of the mean z over a neighbourhood of that size in normal
+            patches; see `excess_map`.
     """
 
     mean: Mapping[str, Tensor]
     std: Mapping[str, Tensor]
     frame: Tensor
+    scale: Mapping[str, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> Normals:
         """The same on another device; the frame stays on the CPU."""
-        mean, std = ({kind: volume.to(device) for kind, volume in part.items()} for part in (self.mean, self.std))
-        return Normals(mean, std, self.frame)
+        parts = (self.mean, self.std, self.scale)
+        mean, std, scale = ({kind: tensor.to(device) for kind, tensor in part.items()} for part in parts)
+        return Normals(mean, std, self.frame, scale)
 
     def to_tensors(self) -> dict[str, Tensor]:
         """For a safetensors file."""
-        parts = (("mean", self.mean), ("std", self.std))
-        return {f"{name}/{kind}": volume for name, part in parts for kind, volume in part.items()} | {"frame": self.frame}
+        parts = (("mean", self.mean), ("std", self.std), ("scale", self.scale))
+        return {f"{name}/{kind}": tensor for name, part in parts for kind, tensor in part.items()} | {"frame": self.frame}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Normals:
@@ -76,9 +81,12 @@ class Normals:
         Raises:
             KeyError: something is missing.
         """
-        kinds = [name.partition("/")[2] for name in tensors if name.startswith("mean/")]
-        mean, std = ({kind: tensors[f"{name}/{kind}"] for kind in kinds} for name in ("mean", "std"))
-        return cls(mean, std, tensors["frame"])
+        parts: dict[str, dict[str, Tensor]] = {"mean": {}, "std": {}, "scale": {}}
+        for name, tensor in tensors.items():
+            part, _, kind = name.partition("/")
+            if kind:
+                parts[part][kind] = tensor
+        return cls(parts["mean"], parts["std"], tensors["frame"], parts["scale"])
 
     def excess(self, kind: str, residual: Tensor, images: Tensor, position: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
         """By how much residuals exceed the usual ones, one value a sample `(B,)`.
@@ -97,9 +105,7 @@ class Normals:
             mask: what counts, boolean `(B, 1, *S)`; everything when empty.
         """
         side = residual.shape[-1]
-        mean, std = self._at(kind, position, side)
-        inside = torch.ones_like(residual, dtype=torch.bool) if mask is None else mask
-        z = torch.where(inside, (residual - mean) / std, 0.0)
+        z, inside = self._z(kind, residual, position, mask)
         found = {"z": weighted_mean(z.abs().flatten(1), inside.flatten(1))}
         for part in FRACTIONS:
             found[f"z{part}"] = worst(*neighbourhoods(z, max(2, side // part), inside))
@@ -130,11 +136,25 @@ class Normals:
         return found
 
     def excess_map(self, kind: str, residual: Tensor, position: Tensor, mask: Tensor | None) -> Tensor:
-        """At each voxel the absolute mean of z over its 3x3x3 neighbourhood, `(B, 1, *S)`, 0 outside the mask; see `excess`."""
+        """By how much each voxel leaves the usual, in standard deviations: `(B, 1, *S)`, 0 outside the mask; see `excess`.
+
+        The largest over the sizes of `SCALES`: of the mean z over the voxel's neighbourhood, its absolute value divided by what
+        is usual for a mean over so many voxels. A small lesion is lost in a wide neighbourhood, and a faint wide one in a single
+        voxel.
+        """
+        z, inside = self._z(kind, residual, position, mask)
+        found = torch.zeros_like(z)
+        scales = self.scale.get(kind)
+        sizes = ((WINDOW, 1.0),) if scales is None else zip(SCALES, scales, strict=True)  # None: a system of an older version
+        for side, scale in sizes:
+            found = torch.maximum(found, _near(z, side, inside).abs() / scale)
+        return found * inside
+
+    def _z(self, kind: str, residual: Tensor, position: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Residuals in standard deviations of the usual ones, 0 outside the mask, and the mask, `(B, 1, *S)` each."""
         mean, std = self._at(kind, position, residual.shape[-1])
-        inside = torch.ones_like(residual) if mask is None else mask.to(residual.dtype)
-        near, share = (F.avg_pool3d(part, 3, stride=1, padding=1) for part in ((residual - mean) / std * inside, inside))
-        return (near / share.clamp(min=1e-6)).abs() * inside
+        inside = torch.ones_like(residual, dtype=torch.bool) if mask is None else mask
+        return torch.where(inside, (residual - mean) / std, 0.0), inside
 
     def _at(self, kind: str, position: Tensor, side: int) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation at the voxels of patches, `(B, 1, *S)` each; beyond the grid those of its border."""
@@ -221,3 +241,35 @@ class NormalsBuilder:
             variance = (second - centre.square()).clamp(min=LEAST_SHARE**2 * float(overall_variance))
             mean[kind], std[kind] = centre.float(), variance.sqrt().float()
         return Normals(mean, std, self.frame)
+
+
+def _near(z: Tensor, side: int, inside: Tensor) -> Tensor:
+    """Mean over each voxel's neighbourhood, `(B, 1, *S)`, at most as wide as the patch."""
+    length = z.shape[-1]
+    return local_means(z, min(side, length - 1 + length % 2), inside)[0]
+
+
+class ScaleBuilder:
+    """Gathers how far means over neighbourhoods leave the usual in normal patches, once it is known what is usual.
+
+    Args:
+        normals: what is usual, without scales.
+    """
+
+    def __init__(self, normals: Normals) -> None:
+        self.normals = normals
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, kind: str, residual: Tensor, position: Tensor, mask: Tensor | None) -> None:
+        """See `NormalsBuilder.add`."""
+        z, inside = self.normals._z(kind, residual, position, mask)
+        sums = self._sums.setdefault(kind, torch.zeros(2, len(SCALES), dtype=torch.float64))
+        for place, side in enumerate(SCALES):
+            near = _near(z, side, inside)
+            sums[0, place] += float(inside.sum())
+            sums[1, place] += float((near.double().square() * inside).sum())
+
+    def build(self) -> Normals:
+        """With scales."""
+        scale = {kind: (sums[1] / sums[0]).sqrt().clamp(min=1e-6).float() for kind, sums in self._sums.items()}
+        return replace(self.normals, scale=scale)

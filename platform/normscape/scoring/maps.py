@@ -30,12 +30,12 @@ ToScan = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 """RAS millimetres of the atlas (N, 3) to RAS millimetres of a scan (N, 3)."""
 
 
-EXCESS_SHOWN = 4.0
+EXCESS_SHOWN = 8.0
 """Standard deviations beyond the usual that are brightest in pictures."""
 UNUSUAL = 0.05
 """p-value up to which a patch counts as unusual."""
-EXCESS_HALF = 2.0
-"""Standard deviations beyond the usual at which a voxel takes half of its patches' score."""
+EXCESS_HALF = 4.0
+"""Standard deviations beyond the usual at which a voxel takes half of its patches' score: 1 voxel in 200 of a healthy brain."""
 
 
 class Rated(NamedTuple):

@@ -121,7 +121,7 @@ STAGES: tuple[Stage, ...] = (
         "normals",
         ("normals",),
         ("prepare", "auxiliary", "gan", "controllers", "latents"),
-        version=2,
+        version=3,
         module="normscape.stages.normals",
         source="brain",
     ),

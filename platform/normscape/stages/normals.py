@@ -10,12 +10,15 @@ import torch
 from safetensors.torch import save_file
 
 from normscape.datasets.patches import PatchSource
-from normscape.inversion.normals import TEXTURE, NormalsBuilder, log_deviation
+from normscape.inversion.normals import CONDITIONS, TEXTURE, NormalsBuilder, ScaleBuilder, log_deviation
 from normscape.losses.masked import within
 from normscape.stages.core import StageContext
 from normscape.stages.models import NORMALS_NAME, load_projector
 from normscape.stages.prepare import open_samples
 from normscape.training.seeding import seeded
+
+SCALED_PATCHES = 1024
+"""Patches that tell how far means over neighbourhoods leave the usual: a handful of numbers, which need no more."""
 
 
 def run(context: StageContext) -> dict[str, float]:
@@ -47,6 +50,12 @@ def run(context: StageContext) -> dict[str, float]:
             total[kind] += float((images - rebuilt).abs().mean((1, 2, 3, 4)).sum())
         done += len(index)
         context.recorder.progress(done, len(chosen), "patch")
-    normals = builder.build(config.normals.smoothing_mm / config.data.spacing_mm)
+    scales = ScaleBuilder(builder.build(config.normals.smoothing_mm / config.data.spacing_mm))
+    for index in chosen[:SCALED_PATCHES].split(config.projection.batch_size):
+        images, known = samples.draw(index)
+        values = {a.name: known[a.column or ""] for a in config.value_attributes}
+        residual = images - projector.rebuilt_at_start(CONDITIONS, images, values).cpu()
+        scales.add(CONDITIONS, residual, values[name], samples.masks(index))
+    normals = scales.build()
     save_file(normals.to_tensors(), context.folder / NORMALS_NAME)
     return {f"{kind}_l1": value / done for kind, value in total.items()}
