@@ -31,7 +31,8 @@ def fitted(name: str, world: Any, **settings: Any) -> ImageDetector:
 def test_every_detector_is_held_to_the_contract() -> None:
     """Here, in `test_neural_contract` or, those that need a finished run, in tests/evaluation."""
     neural = ("autoencoder", "denoising", "diffusion", "fae", "fanogan", "ganomaly", "supervised", "vae")
-    assert set(DETECTORS) == {*SIMPLE, *neural, "conditional", "conditional_network", "conditional_unsupervised"}
+    ours = ("conditional", "conditional_network", "conditional_pooled", "conditional_unsupervised")
+    assert set(DETECTORS) == {*SIMPLE, *neural, *ours}
 
 
 @pytest.mark.parametrize("kind", KINDS)

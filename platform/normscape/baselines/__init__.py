@@ -81,6 +81,7 @@ DETECTORS: dict[str, str] = {
     "autoencoder": "normscape.baselines.autoencoder:Autoencoder",
     "conditional": "normscape.evaluation.conditional:ConditionalDetector",
     "conditional_network": "normscape.evaluation.network:ConditionalNetwork",
+    "conditional_pooled": "normscape.evaluation.pooled:PooledDetector",
     "conditional_unsupervised": "normscape.evaluation.conditional:UnsupervisedConditionalDetector",
     "denoising": "normscape.baselines.denoising:DenoisingAutoencoder",
     "deviation": "normscape.baselines.deviation:DeviationDetector",

@@ -65,7 +65,7 @@ class EvaluationConfig(Section):
     """Resamplings of subjects for the 95 % intervals."""
     reference: Name | None = None
     """Detector that all others are compared with in pairs; the first one when empty."""
-    own: tuple[Name, ...] = ("conditional", "conditional_unsupervised", "conditional_network")
+    own: tuple[Name, ...] = ("conditional", "conditional_unsupervised", "conditional_network", "conditional_pooled")
     """Detectors that are not baselines: the best baseline, which all are compared with too, is none of them."""
 
     @model_validator(mode="after")

@@ -1,0 +1,64 @@
+"""The conditional detector with two pairs of eyes: the forest on the projection, and the network on the image.
+
+They fail differently. The forest knows dozens of residuals and needs few images; the network sees shapes and textures that nobody
+put into a number. Both say how likely an anomaly is where half of the images have one, so their log odds can be averaged: the
+logarithmic opinion pool (Genest and Zidek 1986), which has nothing to be fitted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+import numpy as np
+from torch import Tensor
+
+from normscape.baselines import Scores, Training
+from normscape.datasets.batches import ImageBatch
+from normscape.evaluation.conditional import ConditionalDetector
+from normscape.evaluation.network import ConditionalNetwork
+
+
+class PooledDetector:
+    """The mean of the log odds of `ConditionalDetector` and `ConditionalNetwork`, each fitted by itself.
+
+    Args:
+        forest: settings of `ConditionalDetector`.
+        network: settings of `ConditionalNetwork`.
+
+    Raises:
+        ValueError: a setting of one of them is out of its range.
+    """
+
+    supervision: Literal["none", "synthetic"] = "synthetic"
+    least_: float  # probability that the forest's are kept from 0 and 1 by
+
+    def __init__(self, *, forest: Mapping[str, Any] | None = None, network: Mapping[str, Any] | None = None) -> None:
+        self.forest = ConditionalDetector(**(forest or {}))
+        self.network = ConditionalNetwork(**(network or {}))
+        self.stages = tuple(dict.fromkeys((*self.forest.stages, *self.network.stages)))
+
+    def fit(self, training: Training) -> Self:
+        """Fit both; see there."""
+        self.forest.fit(training)
+        self.network.fit(training)
+        # where all trees agree, the odds are taken for those of half a tree's doubt: they must not be infinite
+        self.least_ = 0.5 / len(self.forest.forest_.forest_.estimators_)
+        return self
+
+    @property
+    def saved_seconds(self) -> float:
+        """See `saved_by`."""
+        return self.forest.saved_seconds
+
+    def decision_function(self, batch: ImageBatch) -> Scores:
+        """Mean log odds (B,) that an image has an anomaly, where half of them do."""
+        return (self._log_odds(self.forest.decision_function(batch)) + self.network.decision_function(batch)) / 2
+
+    def anomaly_map(self, batch: ImageBatch) -> Tensor:
+        """The mean of both maps, float32 (B, 1, *S) in [0, 1]; 0 outside of the masks."""
+        return (self.forest.anomaly_map(batch) + self.network.anomaly_map(batch)) / 2
+
+    def _log_odds(self, probability: Scores) -> Scores:
+        kept = np.clip(probability, self.least_, 1 - self.least_)
+        return np.log(kept) - np.log1p(-kept)
