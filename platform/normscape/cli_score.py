@@ -113,7 +113,7 @@ def score_command(
 
         known = Scan(scan.resolve(), name, age_years=years, sex=to_sex(sex), mask=mask and mask.resolve())
         result = score_scan(known, loaded, folder, estimate_age=age is not None and years is None, progress=progress)
-        page = build_scan_page(result, loaded.atlas.affine)
+        page = build_scan_page(result, loaded.grid.affine)
         write_summary(result)
     if as_json:
         print_json(describe(result) | {"folder": folder, "page": page})

@@ -27,7 +27,8 @@ One YAML file describes one experiment. `normscape config check FILE` names ever
   addressed by position (`attributes.0.tau_same=0.1`) or, where they have a name, by name
   (`attributes.identity.tau_same=0.1`). The option can be given several times.
 - `base: other.yaml` at the top of a file inherits from another file, found relative to this one. Sections are
-  merged key by key, lists are replaced; only `attributes` is merged entry by entry, by name.
+  merged key by key, lists are replaced; only `attributes` is merged entry by entry, by name, and
+  `{name: position, drop: true}` leaves one out.
 """
 
 

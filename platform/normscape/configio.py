@@ -142,7 +142,7 @@ def _yaml_reason(error: yaml.YAMLError) -> str:
 
 
 def _merge(base: dict[str, Any], child: dict[str, Any]) -> dict[str, Any]:
-    """`child` over `base`: mappings key by key, lists replaced, `attributes` entry by entry by name."""
+    """`child` over `base`: mappings key by key, lists replaced, `attributes` by name, where `drop: true` leaves one out."""
     merged = dict(base)
     for key, value in child.items():
         old = merged.get(key)
@@ -161,10 +161,10 @@ def _merge_named(base: list[Any], child: list[Any]) -> list[Any]:
     for item in child:
         name = item.get("name") if isinstance(item, dict) else None
         if isinstance(name, str) and name in index:
-            merged[index[name]] = _merge(merged[index[name]], item)
+            merged[index[name]] = None if item.get("drop") is True else _merge(merged[index[name]], item)
         else:
             merged.append(item)
-    return merged
+    return [item for item in merged if item is not None]
 
 
 # ---- overrides -------------------------------------------------------------------------------------------------------

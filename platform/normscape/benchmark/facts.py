@@ -55,5 +55,7 @@ def facts_of(config: Config) -> dict[str, float]:
         mask = atlas_template(round(config.data.spacing_mm))[1]
         most = config.data.max_background if config.brains.max_background is None else config.brains.max_background
         facts["prepared_bytes"] = math.prod(mask.shape) * 3
-        facts["patches_a_scan"] = len(patch_grid(mask, config.image_size, config.brains.stride, most))
+        facts["patches_a_scan"] = (
+            1 if config.whole_scans else len(patch_grid(mask, config.image_size, config.brains.stride, most))
+        )
     return {name: float(value) for name, value in facts.items()}

@@ -8,7 +8,7 @@ import torch
 
 from normscape.config import Config
 from normscape.datasets.simulated import atlas_grid
-from normscape.inversion.normals import ATLAS, CONDITIONS, ENCODED, Normals
+from normscape.inversion.normals import ATLAS, CONDITIONS, ENCODED, Normals, middle_frame
 from normscape.inversion.projector import Projector
 from normscape.inversion.style_space import WhitenedSubspace
 from normscape.losses.reconstruction import perceptual_features
@@ -55,11 +55,15 @@ def random_projector(
 
 
 def _normals(config: Config) -> Normals | None:
-    """Residuals of mean 0 and deviation 1 everywhere; None where positions are not known, as in the stage `normals`."""
-    if config.position is None:
+    """Residuals of mean 0 and deviation 1 everywhere; None where places are not known, as in the stage `normals`."""
+    shape: tuple[int, ...]
+    if config.position is not None:
+        shape, affine = atlas_grid(round(config.data.spacing_mm))
+        frame = torch.from_numpy(affine)
+        frame[:3, 3] = -(frame[:3, :3] @ (torch.tensor(shape, dtype=torch.float64) - 1) / 2)
+    elif config.whole_scans:
+        shape, frame = (config.image_size,) * 3, torch.from_numpy(middle_frame(config.image_size))
+    else:
         return None
-    shape, affine = atlas_grid(round(config.data.spacing_mm))
-    frame = torch.from_numpy(affine)
-    frame[:3, 3] = -(frame[:3, :3] @ (torch.tensor(shape, dtype=torch.float64) - 1) / 2)
     kinds = (ATLAS, CONDITIONS, ENCODED) if config.gan.reconstruction_weight else (ATLAS, CONDITIONS)
     return Normals({kind: torch.zeros(shape) for kind in kinds}, {kind: torch.ones(shape) for kind in kinds}, frame)

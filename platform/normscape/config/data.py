@@ -35,11 +35,14 @@ class DataConfig(Section):
     simulated_subjects: PositiveInt = 200
     """Subjects of the simulated cohort."""
     spacing_mm: PositiveFloat = 2.0
-    """Side of a voxel; the prepared cohort must have the same."""
+    """Side of a voxel; the prepared cohort must have the same, or a whole fraction of it: its voxels are then averaged in blocks."""
+    patches: Literal["random", "whole"] = "random"
+    """What is cut from a scan of a brain: `random` patches, as in the thesis, or the `whole` of it as one image, the cube of
+    `image_size` voxels around the middle of the atlas's brain. The position is then no attribute: it is everywhere the same."""
     patches_per_subject: PositiveInt = 4096
-    """Patches of each scan of a brain."""
+    """Patches of each scan of a brain; one where scans are whole."""
     max_background: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
-    """Largest share of a patch outside the brain."""
+    """Largest share of a patch outside the brain; any where scans are whole."""
     background: Literal["noise", "constant"] = "noise"
     """Outside the brain: Gaussian noise of the brain's standard deviation, as in the thesis, or the darkest intensity."""
     contrast_augmentation: Literal["none", "pca", "independent"] = "none"
@@ -57,6 +60,8 @@ class DataConfig(Section):
             raise ValueError("source rc49 needs `path`, the RC-49 HDF5 file")
         if self.root is not None and self.source != "brain":
             raise ValueError(f"`root` is the folder of a prepared cohort and needs source brain, found {self.source}")
+        if self.patches == "whole" and self.source != "brain":
+            raise ValueError(f"patches (whole) are scans of brains and need source brain, found {self.source}")
         if self.source == "brain" and self.root is None and self.spacing_mm != round(self.spacing_mm):
             raise ValueError(
                 f"the simulated cohort has voxels of a whole number of millimetres, found spacing_mm {self.spacing_mm:g}"

@@ -86,6 +86,11 @@ class Config(Section):
         return next((a for a in self.value_attributes if a.column == POSITION_COLUMN), None)
 
     @property
+    def whole_scans(self) -> bool:
+        """Whether an image is a whole scan, so that all images lie at the same place."""
+        return self.data.patches == "whole"
+
+    @property
     def subspaces(self) -> dict[str, int]:
         """Name and width of every sub-space, in order; the last one is `other`."""
         return {a.name: a.latent_dim for a in self.attributes} | {"other": self.other_dim}
@@ -131,8 +136,9 @@ class Config(Section):
                     f"must divide gan.batch_size ({self.gan.batch_size}), found {self.gan.path_length_batch_shrink}",
                 )
             )
-        if self.generator.atlas_channels and (self.dims, self.position and self.position.output_dim) != (3, 3):
-            message = "needs dims 3 and an attribute with 3 components and column `position_mm`"
+        placed = self.whole_scans or (self.position is not None and self.position.output_dim == 3)
+        if self.generator.atlas_channels and not (self.dims == 3 and placed):
+            message = "needs dims 3 and an attribute with 3 components and column `position_mm`, or data.patches whole"
             problems.append(("generator.atlas_channels", message))
         if self.projection.start == "encoder" and not self.gan.reconstruction_weight:
             problems.append(("projection.start", "encoder needs gan.reconstruction_weight above 0, or there is no encoder"))
@@ -161,7 +167,7 @@ class Config(Section):
         if self.data.source == "brain" and self.augmentation.pad_fraction:
             message = "must be 0 for source brain: its padding is white, and its shifts change the position"
             problems.append(("augmentation.pad_fraction", f"{message}; found {self.augmentation.pad_fraction:g}"))
-        problems += self._augmentation_problems()
+        problems += self._augmentation_problems() + self._whole_problems()
         names = [a.name for a in self.attributes]
         if len(set(names)) != len(names) or "other" in names:
             problems.append(("attributes", f"names must be unique and not `other`, found {', '.join(names)}"))
@@ -170,6 +176,20 @@ class Config(Section):
         if problems:
             raise ConfigProblems(problems)
         return self
+
+    def _whole_problems(self) -> list[tuple[str, str]]:
+        """What does not suit whole scans."""
+        if not self.whole_scans:
+            return []
+        problems = []
+        if self.position is not None:
+            message = "must not be there with data.patches whole: all scans lie at the same place"
+            problems.append((f"attributes.{self.position.name}", message))
+        if self.data.contrast_augmentation == "none" and not self.augmentation.noise_std_max:
+            message = "must not be none with data.patches whole, unless augmentation.noise_std_max is above 0"
+            reason = "a person has one image, of which the identity's triplets need several views"
+            problems.append(("data.contrast_augmentation", f"{message}: {reason}"))
+        return problems
 
     def _augmentation_problems(self) -> list[tuple[str, str]]:
         """What of the discriminator's augmentation does not suit these images."""

@@ -6,6 +6,8 @@ holds enough of the scan's own brain; which ones is a pure function of (seed, sc
 - `patches.parquet`, a row a patch: scan (row of the cohort), z, y, x (the voxel at the centre, index side // 2 of the patch);
 - `contrast.parquet`, a row a scan of the cohort: what `normscape.datasets.contrast` measures of it.
 
+Where `data.patches` is `whole`, a scan is one patch, which holds all of it: a cube around the middle of the atlas's brain.
+
 Intensities are z-scores under the scan's mask, and -1 to 1 stands for -3 to 3 standard deviations. In memory are the two tables
 and one batch, never a volume.
 """
@@ -29,6 +31,7 @@ from torch import Tensor
 
 from normscape.config import POSITION_COLUMN, DataConfig
 from normscape.datasets.chairs import cache_folder
+from normscape.datasets.coarse import at_spacing, extent, middle_cube, padded
 from normscape.datasets.contrast import SCHEMA, ContrastShifts, ContrastTable, measure_contrast, shift_contrast
 from normscape.datasets.prepared import PreparedCohort
 from normscape.errors import DataError
@@ -39,6 +42,8 @@ AGE_COLUMN, CONTRAST_COLUMN = "age_years", "contrast"
 PATCHES_NAME, CONTRAST_NAME = "patches.parquet", "contrast.parquet"
 NOISE_SIDE = 64
 """Side of the noise volume that backgrounds are cut from when they must not change; it repeats at its faces."""
+COARSEST_MM = 4
+"""Beyond this side of a voxel the simulated cohort is made finer and coarsened, as a real one is."""
 
 Progress = Callable[[int, int], None]
 
@@ -55,6 +60,7 @@ class PatchSource:
         contrast: what was measured of the cohort's scans.
         shifts: how contrast is changed in training; None to leave it.
         background: what lies outside the mask.
+        whole: every scan is one patch, see `whole_center`.
     """
 
     cohort: PreparedCohort
@@ -64,6 +70,7 @@ class PatchSource:
     contrast: ContrastTable
     shifts: ContrastShifts | None = None
     background: Literal["noise", "constant"] = "noise"
+    whole: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -184,6 +191,9 @@ def open_patches(
         raise DataError(
             f"{cohort.folder}: data.spacing_mm is {config.spacing_mm:g}, the cohort has voxels of {cohort.spacing_mm:g} mm"
         )
+    whole = config.patches == "whole"
+    if whole:
+        cohort = padded(cohort, side)
     if side > min(cohort.shape):
         raise DataError(f"{cohort.folder}: volumes of {cohort.shape} voxels hold no patch with a side of {side}")
     patches, measured = _tables(config, side, cohort, seed, folder, progress)
@@ -194,34 +204,63 @@ def open_patches(
         names = cohort.subjects["subject"].to_pylist()
         chosen = [learn_from is None or name in learn_from for name in names]
         shifts = ContrastShifts.fit(contrast.parameters[torch.tensor(chosen)], config.contrast_augmentation)
-    return PatchSource(cohort, side, patches["scan"].to_numpy(), center, contrast, shifts, config.background)
+    return PatchSource(cohort, side, patches["scan"].to_numpy(), center, contrast, shifts, config.background, whole)
+
+
+def whole_center(cohort: PreparedCohort, side: int) -> NDArray[np.int16]:
+    """Where the one patch of a whole scan lies: in the middle of the atlas mask's bounding box, (3,) voxels z, y, x.
+
+    Args:
+        cohort: with volumes of at least this side.
+        side: of the patch, in voxels.
+
+    Raises:
+        DataError: the atlas's brain does not fit into the patch.
+    """
+    corner = middle_cube(cohort.atlas_mask, side)
+    if corner is None:
+        found = " x ".join(map(str, extent(cohort.atlas_mask)))
+        raise DataError(
+            f"{cohort.folder}: data.patches is whole, and the atlas's brain of {found} voxels of {cohort.spacing_mm:g} mm does "
+            f"not fit into a cube of {side} (image_size); take a coarser data.spacing_mm, or a larger image_size"
+        )
+    return np.array(corner, np.int16) + np.int16(side // 2)
 
 
 def open_cohort(config: DataConfig, progress: Progress | None = None) -> PreparedCohort:
     """The prepared cohort at `data.root`; the simulated cohort, made once for all experiments, where that is empty.
 
+    Coarsened where `data.spacing_mm` is a multiple of its spacing (`normscape.datasets.coarse`).
+
     Args:
-        config: `root`, or number of subjects and spacing of the simulated cohort.
+        config: `root`, or number of subjects of the simulated cohort; and the spacing.
         progress: called with (scans made, scans in all) while the cohort is simulated.
 
     Raises:
         DataError: there is no readable prepared cohort, or the cache cannot be written.
     """
     if config.root is not None:
-        return PreparedCohort.open(config.root)
+        return at_spacing(PreparedCohort.open(config.root), config.spacing_mm)
     from normscape.datasets import simulated  # only where it is needed
 
-    subjects, spacing = config.simulated_subjects, round(config.spacing_mm)
+    subjects, spacing = config.simulated_subjects, simulated_spacing(config.spacing_mm)
     folder = cache_folder() / f"simulated-cohort-{simulated.SIMULATOR_VERSION}-{subjects}-subjects-{spacing}mm"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / ".lock").open("a") as file:  # released by the system when the process ends in any way
             fcntl.flock(file, fcntl.LOCK_EX)
-            return simulated.simulate_prepared(folder, subjects=subjects, seed=0, spacing_mm=spacing, progress=progress)
+            made = simulated.simulate_prepared(folder, subjects=subjects, seed=0, spacing_mm=spacing, progress=progress)
+            return at_spacing(made, config.spacing_mm)
     except OSError as error:
         raise DataError(
             f"{folder}: the simulated cohort cannot be written ({error}); NORMSCAPE_CACHE names another place"
         ) from error
+
+
+def simulated_spacing(spacing_mm: float) -> int:
+    """Side of a voxel, in millimetres, that the simulated cohort, and a scan that is compared with it, is prepared with."""
+    spacing = round(spacing_mm)
+    return spacing if spacing <= COARSEST_MM else 2 if spacing % 2 == 0 else 1
 
 
 def _tables(
@@ -262,7 +301,7 @@ def _measure(
         except DataError as error:
             raise DataError(f"{cohort.folder}: scan {row} ({'_'.join(filter(None, name.values()))}): {error}") from error
         if person["age_years"] is not None:  # a scan without an age has no place among samples that are known by it
-            found = sample_centers(
+            found = whole_center(cohort, side)[None] if config.patches == "whole" else sample_centers(
                 mask, cohort.atlas_mask, side=side, count=config.patches_per_subject, max_background=config.max_background,
                 key=(seed, _number(f"{name['subject']}/{name['session']}")),
             )  # fmt: skip

@@ -17,6 +17,7 @@ from normscape.explore.work import Tell
 from normscape.report.scan_page import OVERLAY_NAME, PAGE_NAME, build_scan_page
 from normscape.stages.scan import (
     EXCESS_NAME,
+    GRADIENT_NAME,
     MAP_NAME,
     REGIONS_NAME,
     RESIDUAL_NAME,
@@ -36,6 +37,7 @@ SERVED = {
     SCORE_NAME: "application/gzip",
     EXCESS_NAME: "application/gzip",
     RESIDUAL_NAME: "application/gzip",
+    GRADIENT_NAME: "application/gzip",
     REGIONS_NAME: "text/csv; charset=utf-8",
     SUMMARY_NAME: "application/json",
     OVERLAY_NAME: "image/png",
@@ -100,7 +102,7 @@ def scoring(upload: Upload, asked: Asked, model: ScanModel) -> Callable[[Tell], 
         except DataError as error:
             raise DataError(said(upload, error)) from error
         result = replace(result, scan=replace(result.scan, path=Path(upload.name)))  # the name that the person knows
-        build_scan_page(result, chosen.atlas.affine)
+        build_scan_page(result, chosen.grid.affine)
         write_summary(result)
         return describe(result) | {"files": [name for name in SERVED if (upload.folder / RESULTS / name).is_file()]}
 

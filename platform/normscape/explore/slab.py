@@ -49,21 +49,21 @@ class Slab:
         known = [a for a in config.value_attributes if a.column == POSITION_COLUMN]
         if model is None or not known:
             return None
-        mask, side = model.atlas.mask, config.image_size
+        mask, side = model.grid.mask, config.image_size
         most = config.brains.max_background if config.brains.max_background is not None else config.data.max_background
         grid = patch_grid(mask, side, max(1, side // _STEPS_A_SIDE), most)
         if not len(grid):
             return None
         found = np.argwhere(mask)
         middle = (found.min(0) + found.max(0)) / 2
-        offset = np.array([PLACE_MM[plane] for plane in PLANES]) / model.atlas.spacing_mm
+        offset = np.array([PLACE_MM[plane] for plane in PLANES]) / model.grid.spacing_mm
         voxel = [int(v) for v in (middle + offset).round()]
         centres, positions = {}, {}
         for plane, axis in _AXES.items():
             layers = np.unique(grid[:, axis])
             nearest = layers[np.abs(layers - voxel[axis]).argmin()]
             centres[plane] = grid[grid[:, axis] == nearest]
-            positions[plane] = patch_positions(centres[plane], side, model.frame_mask, model.atlas.affine)
+            positions[plane] = patch_positions(centres[plane], side, model.frame_mask, model.grid.affine)
         return Slab(trained, mask, centres, positions, (voxel[0], voxel[1], voxel[2]))
 
     def frame(self, z: Tensor, values: dict[str, Tensor], plane: str) -> NDArray[np.uint8]:

@@ -11,6 +11,8 @@ residual is the mean absolute one. Three reconstructions that need no optimisati
   trained to give the mean of what is normal under these conditions there;
 - `encoded`: the generator at the encoder's answer, where there is an encoder.
 
+Whole scans lie upon each other: their place is the same, and is called 0 (`middle_frame`).
+
 An image can have usual intensities in an unusual texture: too smooth for its place, or crossed by an edge that does not belong
 there. So the local deviation of normal images has statistics, too (`texture`).
 """
@@ -179,6 +181,13 @@ def log_deviation(images: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     deviation, share = local_deviation(images, WINDOW, mask)
     counts = share > INSIDE
     return (deviation + LEAST_DEVIATION).log(), counts if mask is None else counts & mask
+
+
+def middle_frame(side: int) -> NDArray[np.float64]:
+    """Frame (4, 4) of images that all lie at the same place: from index (z, y, x, 1) to voxels from their middle."""
+    frame = np.eye(4)
+    frame[:3, 3] = -(side - 1) / 2
+    return frame
 
 
 def corners(position: Tensor, frame: Tensor, side: int) -> Tensor:

@@ -14,7 +14,7 @@ from normscape.config import Config
 from normscape.inversion.descent import Coordinates, Goal, descend
 from normscape.inversion.normals import ATLAS, CONDITIONS, ENCODED, TEXTURE, Normals
 from normscape.inversion.style_space import StyleSpace
-from normscape.losses.masked import as_mask, neighbourhoods, resampled, weighted_mean, within, worst, worst_share
+from normscape.losses.masked import as_mask, local_means, neighbourhoods, resampled, weighted_mean, within, worst, worst_share
 from normscape.losses.reconstruction import Features, feature_distances, feature_residuals, pixel_residual
 from normscape.losses.similarity import structural_similarity
 from normscape.networks.auxiliary import AuxiliaryNetwork, output_distance
@@ -61,7 +61,7 @@ class Projector:
         auxiliaries: attribute name to frozen network; their outputs are compared too.
         discriminator: frozen; its feature maps are compared too.
         encoder: frozen; gives the start when the configuration says so, and the styles of known conditions.
-        normals: usual residuals at each place, where positions are known; residuals are then compared with them, too.
+        normals: usual residuals at each place, where places are known; residuals are then compared with them, too.
     """
 
     def __init__(
@@ -148,11 +148,34 @@ class Projector:
 
         None where that is not known. Nothing is optimised.
         """
-        if self.normals is None or self.place is None:
+        if self.normals is None:
             return None
         images, mask = images.to(self.device), as_mask(masks, self.device)
         left = images - self.rebuilt_at_start(CONDITIONS, images, values)
-        return self.normals.excess_map(CONDITIONS, left, values[self.place], mask)
+        return self.normals.excess_map(CONDITIONS, left, self._positions(values, len(images)), mask)
+
+    def gradient(self, images: Tensor, values: Mapping[str, Tensor], masks: Tensor | None = None) -> Tensor | None:
+        """Where a change of an image would change most how unusual its style is, `(B, 1, *S)`, 0 outside the mask.
+
+        The gradient of the squared whitened length of the encoder's answer, as of a variational autoencoder's divergence from
+        its prior (Zimmerer et al. 2019): absolute, its mean over 3 voxels a side. No sample's length depends on another's, so
+        that one backward pass serves the batch. None without an encoder.
+        """
+        if self.encoder is None:
+            return None
+        mask = as_mask(masks, self.device)
+        known = {name: value.to(self.device) for name, value in values.items()}
+        with torch.enable_grad():
+            seen = images.detach().to(self.device).requires_grad_()
+            styles = self.generator.mapping(self.encoder(seen, known))
+            parts = [self.space[name].whiten(styles[:, self.generator.subspace_slice(name)]) for name in self.free]
+            (slope,) = torch.autograd.grad(torch.cat(parts, dim=1).square().sum(), seen)
+        near = local_means(slope.abs().mean(1, keepdim=True), 3, mask)[0]
+        return near if mask is None else near * mask
+
+    def _positions(self, values: Mapping[str, Tensor], count: int) -> Tensor:
+        """Where images lie, `(B, 3)`, in the frame of the usual residuals; whole scans all lie at 0."""
+        return torch.zeros(count, 3) if self.place is None else values[self.place]
 
     @torch.no_grad()
     def start(self, images: Tensor, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -246,7 +269,7 @@ class Projector:
           `losses.masked.QUIET`): at edges and in textures reconstructions go astray, whatever the health.
         - `peak8`: `patch8` against the mean over all neighbourhoods: how local the difference is, whatever its size.
         - `atlas_z...`, `conditions_z...`, `encoded_z...`: of the reconstructions that need no optimisation, against what is usual
-          for normal patches at the same place, see `normscape.inversion.normals`; where positions are known. `texture_...`: of
+          for normal patches at the same place, see `normscape.inversion.normals`; where places are known. `texture_...`: of
           the image itself, likewise.
         - `ssim`: 1 - SSIM; in 3D, and where it is the loss.
         - `feature<i>`: of the perceptual features; `discriminator<i>`: of the discriminator's, from fine to coarse: the mean over
@@ -286,12 +309,13 @@ class Projector:
             result[f"flat{part}"] = worst(*neighbourhoods(signed, side, mask, texture=images))
         if images.ndim == 5 or self.settings.perceptual == "ssim":
             result["ssim"] = 1 - structural_similarity(rebuilt, images, mask)
-        if self.normals is not None and self.place is not None:
+        if self.normals is not None:
+            position = self._positions(values, len(images))
             for kind in self.unoptimised:
                 left = images - within(self.rebuilt_at_start(kind, images, values), images, mask)
-                found = self.normals.excess(kind, left, images, values[self.place], mask)
+                found = self.normals.excess(kind, left, images, position, mask)
                 result |= {f"{kind}_{name}": value for name, value in found.items()}
-            rough = self.normals.texture(images, values[self.place], mask)
+            rough = self.normals.texture(images, position, mask)
             result |= {f"{TEXTURE}_{name}": value for name, value in rough.items()}
         maps = {"feature": (self.features(rebuilt), target)}
         if self.discriminator is not None:

@@ -123,7 +123,8 @@ class Generator(nn.Module):
         mapping_layers, mapping_lr_multiplier: see :class:`SubspaceMapping`.
         noise: per-pixel noise inputs.
         atlas: learned volume whose window is added to a patch.
-        position: the attribute that says which window; the first coordinates of its styles are the place from -1 to 1.
+        position: the attribute that says which window; the first coordinates of its styles are the place from -1 to 1. Without
+            it all images see the same window.
     """
 
     def __init__(
@@ -156,15 +157,16 @@ class Generator(nn.Module):
     def from_config(cls, config: Config) -> Generator:
         """The generator that a configuration describes, with random weights."""
         position, atlas = config.position, None
-        if config.generator.atlas_channels and position is not None:
+        if config.generator.atlas_channels and (position is not None or config.whole_scans):
+            low, high = (0.0, 0.0) if position is None else (position.value_min, position.value_max)
             atlas = LearnedAtlas(
                 config.generator.atlas_channels,
                 sum(config.subspaces.values()),
                 config.image_channels,
                 side=config.image_size,
                 spacing=config.data.spacing_mm,
-                low=position.value_min,
-                high=position.value_max,
+                low=low,
+                high=high,
             )
         return cls(
             subspaces=config.subspaces,
@@ -189,7 +191,7 @@ class Generator(nn.Module):
 
     @property
     def place_slice(self) -> slice | None:
-        """Where a style holds the place of its patch; None without an atlas."""
+        """Where a style holds the place of its patch; None without an atlas, and where all images lie at the same place."""
         if self.position is None:
             return None
         start = self.subspace_slice(self.position.name).start
@@ -212,8 +214,10 @@ class Generator(nn.Module):
         for block, w in zip(self.blocks, styles.unbind(1), strict=True):
             x, image = block(x, image, w, noise)
         assert image is not None
-        if self.atlas is not None and self.place_slice is not None:
-            image = image + self.atlas(styles[:, -1, self.place_slice], styles[:, -1])
+        if self.atlas is not None:
+            where = self.place_slice
+            place = styles.new_zeros(len(styles), 3) if where is None else styles[:, -1, where]
+            image = image + self.atlas(place, styles[:, -1])
         return image
 
     def forward(self, z: Tensor, noise: NoiseSource | None = None) -> Tensor:

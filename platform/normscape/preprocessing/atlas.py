@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from normscape.datasets.coarse import block_mean
 from normscape.errors import DataError
 
 if TYPE_CHECKING:
@@ -81,13 +82,6 @@ class Atlas:
         t1 = np.where(mask, block_mean(self.t1, factor), 0).astype(np.float32)
         origin = self.origin + (factor - 1) / 2 * self.spacing_mm
         return Atlas(self.name, float(spacing_mm), t1, mask.astype(np.uint8), origin, self.digest)
-
-
-def block_mean(values: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
-    """Means of cubes of `factor` voxels a side, (Z, Y, X) padded with 0 at the far ends."""
-    padded = np.pad(values, [(0, -side % factor) for side in values.shape])
-    z, y, x = (side // factor for side in padded.shape)
-    return padded.reshape(z, factor, y, factor, x, factor).mean(axis=(1, 3, 5), dtype=np.float32)
 
 
 def load_atlas(spacing_mm: int = 1, path: Path | None = None) -> Atlas:

@@ -95,7 +95,7 @@ def content(source: Source) -> dict[str, Any] | None:
         "maps": map_table(source),
         "regions": region_table(source, view),
         "cases": case_table(source, view),
-        "stride": source.config.brains.stride,
+        "stride": None if source.config.whole_scans else source.config.brains.stride,
     }
 
 
@@ -260,19 +260,30 @@ def map_table(source: Source) -> Grid | None:
     table = source.table(STAGE, "maps.parquet", "name", "blot", "age_years", "peak_score", "anomaly_auroc", "residual_auroc")
     if table is None:
         return None
-    lines = []
+    lines, areas_shown = [], _areas(table)
     for i in range(rows(table)):
         blot = bool(table["blot"][i])
         what = f"{number(table['blot_radius_mm'][i], 1)} mm, contrast {number(table['blot_contrast'][i], 2)}" if blot else "none"
-        areas = [number(table[f"{name}_auroc"][i]) for name in ("anomaly", "score", "residual", "excess")]
+        areas = [number(table[f"{name}_auroc"][i]) for name in areas_shown]
         hit = "" if not blot else "yes" if table["peak_in_blot"][i] else "no"
         cells = [str(table["name"][i]), f"{table['subject'][i]}, {table['age_years'][i]:.0f} years", what]
         cells += [number(table["peak_score"][i]), hit, *areas, str(table["patches"][i]), percent(table["covered"][i])]
         lines.append([*cells, "" if blot else duration(float(table["seconds"][i]))])
-    head = ["Map", "Test scan", "Blot", "Peak", "Peak in blot", "AUROC anomaly map", "score", "residual", "excess", "Patches"]
+    head = ["Map", "Test scan", "Blot", "Peak", "Peak in blot", *_heads(areas_shown), "Patches"]
     note = "Areas under the ROC curve are over the voxels of the brain, blot against the rest: examples, not a test. "
     note += "Times are for both maps of a scan."
     return Grid([*head, "Covered", "Time"], lines, "Anomaly maps", note)
+
+
+def _areas(table: dict[str, NDArray[Any]]) -> list[str]:
+    """Maps whose areas are shown; runs of before, and those without an encoder, have no gradient."""
+    gradient = table.get("gradient_auroc")
+    known = gradient is not None and bool(np.isfinite(gradient.astype(np.float64)).any())
+    return ["anomaly", "score", "residual", "excess"] + (["gradient"] if known else [])
+
+
+def _heads(areas: list[str]) -> list[str]:
+    return ["AUROC anomaly map", *areas[1:]]
 
 
 def case_table(source: Source, view: Viewer | None = None) -> Grid | None:
@@ -280,19 +291,19 @@ def case_table(source: Source, view: Viewer | None = None) -> Grid | None:
     table = source.table(STAGE, "cases.parquet", "name", "age_years", "peak_score", "anomaly_auroc", "residual_auroc", "reason")
     if table is None:
         return None
-    lines = []
+    lines, areas_shown = [], _areas(table)
     for i in range(rows(table)):
         if table["reason"][i]:
-            lines.append([str(table["name"][i]), *[""] * 9, f"not mapped: {table['reason'][i]}"])
+            lines.append([str(table["name"][i]), *[""] * (5 + len(areas_shown)), f"not mapped: {table['reason'][i]}"])
             continue
         estimated = bool(table["age_estimated"][i])
         marked = np.isfinite(table["lesion_ml"][i])
         age = f"{table['age_years'][i]:.0f} years" + (", read from the scan" if estimated else "")
         cells = [str(table["name"][i]), age, f"{number(table['lesion_ml'][i], 1)} ml" if marked else "not marked"]
         cells += [number(table["peak_score"][i]), ("yes" if table["peak_in_lesion"][i] else "no") if marked else ""]
-        cells += [number(table[f"{name}_auroc"][i]) if marked else "" for name in ("anomaly", "score", "residual", "excess")]
+        cells += [number(table[f"{name}_auroc"][i]) if marked else "" for name in areas_shown]
         lines.append([*cells, str(int(table["regions"][i])), ""])
-    head = ["Case", "Age", "Lesion", "Peak", "Peak in lesion", "AUROC anomaly map", "score", "residual", "excess", "Regions", ""]
+    head = ["Case", "Age", "Lesion", "Peak", "Peak in lesion", *_heads(areas_shown), "Regions", ""]
     note = "Areas under the ROC curve are over the voxels of the brain, lesion against the rest: single cases, not a test."
     peaks = [(str(name), case_peak(source, str(name))) for name in table["name"]]
     targets = [target(view, case_name(name), peak, f"Case {name}, peak") if peak else None for name, peak in peaks]

@@ -62,6 +62,8 @@ def build_scan_page(result: ScoredScan, affine: NDArray[np.float64]) -> Path:
         "peak": number(float(anomaly.max()), 2),
         "peak_mm": ", ".join(number(float(value), 0) for value in place[:3]),
         "threshold": number(result.threshold, 2),
+        "whole": maps.patches == 1,
+        "gradient": maps.gradient is not None,
         "excess_shown": f"{EXCESS_SHOWN:g}" if maps.excess.any() else "",
         "viewer": view,
         "regions": region_grid(table, "Most abnormal regions", view=view) if len(result.regions) else None,

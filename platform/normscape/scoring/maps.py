@@ -3,7 +3,7 @@
 Each patch of a regular grid over the brain is projected and scored; the score at a voxel is the mean over the patches there,
 weighted by a window. Beside it, from the same projections, lie the reconstruction and the absolute residual. A patch says
 whether, hardly where: so the anomaly map weighs the score by how far the voxel itself leaves what is usual at its place, where
-that is known.
+that is known. A whole scan is one patch, with one score.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from normscape.datasets.patches import INTENSITY_RANGE_SD, PatchSource
+from normscape.datasets.patches import INTENSITY_RANGE_SD, PatchSource, whole_center
 from normscape.inversion.volumes import Blender, patch_grid
 
 Volume = NDArray[np.float32]
@@ -45,11 +45,13 @@ class Rated(NamedTuple):
         scores: (B,), higher is more abnormal.
         images: reconstructions (B, 1, *S).
         excess: by how much each voxel leaves what is usual at its place, (B, 1, *S); None where that is not known.
+        gradient: how much a change of each voxel would change how unusual the patch is, (B, 1, *S); None where nothing tells.
     """
 
     scores: Tensor
     images: Tensor
     excess: Tensor | None = None
+    gradient: Tensor | None = None
 
 
 class PatchRater(Protocol):
@@ -93,6 +95,7 @@ class ScanMaps:
         lowest_p: least p-value of a patch, ranked among all patches of the scan and of healthy subjects; NaN where none is known.
         unusual: share of the patches with a p-value of at most `UNUSUAL`, which is as much in a healthy scan, on average; NaN
             likewise.
+        gradient: where a change of the image would change most how unusual it is; None where nothing tells.
     """
 
     image: Volume
@@ -104,6 +107,7 @@ class ScanMaps:
     patches: int
     lowest_p: float = math.nan
     unusual: float = math.nan
+    gradient: Volume | None = None
 
     @property
     def anomaly(self) -> Volume:
@@ -116,7 +120,7 @@ class ScanMaps:
 
 
 def on_grid(source: PatchSource, scan: int, *, stride: int, max_background: float) -> PatchSource:
-    """The patches of a regular grid over one scan of a cohort, instead of random ones.
+    """The patches of a regular grid over one scan of a cohort, instead of random ones; the one patch of a whole scan.
 
     Args:
         source: any patches of the cohort.
@@ -124,8 +128,15 @@ def on_grid(source: PatchSource, scan: int, *, stride: int, max_background: floa
         stride: voxels from one patch to the next.
         max_background: largest share of a patch outside the scan's mask.
     """
-    centres = patch_grid(source.cohort.masks[scan], source.side, stride, max_background)
+    centres = grid_centres(source, source.cohort.masks[scan], stride=stride, max_background=max_background)
     return replace(source, scan=np.full(len(centres), scan, np.int32), center=centres.astype(np.int16))
+
+
+def grid_centres(source: PatchSource, mask: NDArray[np.uint8], *, stride: int, max_background: float) -> NDArray[np.int64]:
+    """Where the patches of a brain (Z, Y, X) lie: on a regular grid, or in the middle where a scan is one patch: (P, 3)."""
+    if source.whole:
+        return whole_center(source.cohort, source.side)[None].astype(np.int64)
+    return patch_grid(mask, source.side, stride, max_background)
 
 
 def unit_volume(source: PatchSource, scan: int) -> Volume:
@@ -159,7 +170,9 @@ class _Blenders:
 
     def __init__(self, source: PatchSource, columns: Mapping[str, str], rater: PatchRater, batch_size: int) -> None:
         self.columns, self.rater, self.batch_size = columns, rater, batch_size
-        self.rebuilt, self.score, self.residual, self.excess = (Blender(source.cohort.shape, source.side) for _ in range(4))
+        self.rebuilt, self.score, self.residual, self.excess, self.gradient = (
+            Blender(source.cohort.shape, source.side) for _ in range(5)
+        )
         self.rated: list[tuple[Tensor, dict[str, Tensor]]] = []  # scores and conditions of the patches so far
 
     def add(self, source: PatchSource, rows: Tensor, progress: Callable[[int], None]) -> _Blenders:
@@ -177,32 +190,35 @@ class _Blenders:
                 self.residual.add((images - rated.images.cpu()).abs(), centres)
                 if rated.excess is not None:
                     self.excess.add(rated.excess, centres, masks)
+                if rated.gradient is not None:
+                    self.gradient.add(rated.gradient, centres, masks)
                 progress(len(part))
         return self
 
     @property
     def _parts(self) -> tuple[Blender, ...]:
         """In the order of `ScanMaps`."""
-        return self.rebuilt, self.score, self.residual, self.excess
+        return self.rebuilt, self.score, self.residual, self.excess, self.gradient
 
     def fork(self) -> _Blenders:
         """A copy to go on with on its own."""
         twin = copy.copy(self)
         twin.rated = list(self.rated)
-        twin.rebuilt, twin.score, twin.residual, twin.excess = (copy.deepcopy(part) for part in self._parts)
+        twin.rebuilt, twin.score, twin.residual, twin.excess, twin.gradient = (copy.deepcopy(part) for part in self._parts)
         return twin
 
     def maps(self, source: PatchSource) -> ScanMaps:
         """What has come together so far."""
         scan = int(source.scan[0])
         covered = torch.from_numpy(np.asarray(source.cohort.masks[scan]) > 0) & self.score.covered
-        rebuilt, score, residual, excess = (torch.where(covered, part.result(), 0.0).numpy() for part in self._parts)
+        rebuilt, score, residual, excess, slope = (torch.where(covered, part.result(), 0.0).numpy() for part in self._parts)
         image = unit_volume(source, scan)
         scores = torch.cat([one for one, _ in self.rated])
         values = {name: torch.cat([known[name] for _, known in self.rated]) for name in self.columns}
         p = self.rater.p_values(scores, values, one_subject=True) if isinstance(self.rater, PValueGiver) else None
         lowest, unusual = (math.nan, math.nan) if p is None else (float(p.min()), float((p <= UNUSUAL).mean()))
-        return ScanMaps(image, rebuilt, score, residual, excess, covered.numpy(), len(scores), lowest, unusual)
+        gradient = slope if bool(self.gradient.covered.any()) else None
+        return ScanMaps(image, rebuilt, score, residual, excess, covered.numpy(), len(scores), lowest, unusual, gradient)
 
 
 def scan_maps(

@@ -6,10 +6,11 @@ Writes, volumes as NIfTI on the atlas's grid:
 - `ventricles.parquet`: kind (generated | scan), identity (number, or subject and session), age_years, volume_ml;
 - `maps.parquet`, a row a map: name, subject, session, age_years, blot (0, 1), radius, contrast and centre of the blot, peak and
   mean of the anomaly map, whether its peak lies in the blot, area under the ROC curve of the voxels (anomaly, score, residual,
-  excess), patches, covered (share of the brain that lies in a patch), seconds (for both maps of a scan, with the first);
-- `maps/<name>_{scan,reconstruction,anomaly,score,residual,excess}.nii.gz`: the anomaly map of `normscape.scoring.maps`; `score`,
-  that of the patches alone; `excess`, by how many standard deviations a voxel leaves what is usual for the scan's age at its
-  place (`normscape.inversion.normals`), missing where no attribute is the position;
+  excess, gradient), patches, covered (share of the brain that lies in a patch), seconds (of both maps of a scan, with the first);
+- `maps/<name>_{scan,reconstruction,anomaly,score,residual,excess,gradient}.nii.gz`: the anomaly map of `normscape.scoring.maps`;
+  `score`, that of the patches alone; `excess`, by how many standard deviations a voxel leaves what is usual for the scan's age at
+  its place (`normscape.inversion.normals`), missing where places are not known; `gradient`, how much a change of a voxel would
+  change how unusual the encoder finds the image, missing where there is none;
 - `regions.parquet`: name, and the columns of `normscape.scoring.maps.REGION_SCHEMA`, above the anomaly map's threshold;
 - `generated.npy` uint8 (identities, ages, 1, H, W), `maps.npy` uint8 (maps, 5, 1, H, W): slices for the page, described in
   `slices.json`; the five are scan, reconstruction, anomaly, excess and blot;
@@ -39,12 +40,12 @@ from normscape.datasets.blots import draw_blot, standard_blots
 from normscape.datasets.patches import AGE_COLUMN, INTENSITY_RANGE_SD, PatchSource
 from normscape.errors import DataError
 from normscape.inversion.brains import generate_brain
-from normscape.inversion.volumes import patch_grid
 from normscape.networks.generator import draw_latents
 from normscape.scoring.maps import (
     EXCESS_SHOWN,
     REGION_SCHEMA,
     ScanMaps,
+    grid_centres,
     on_grid,
     regions,
     scan_maps,
@@ -66,7 +67,7 @@ from normscape.training.seeding import seeded
 SHOWN_IDENTITIES = 3
 """Generated brains that are written as volumes and shown; of all others only the ventricles are kept."""
 PANELS = ("scan", "reconstruction", "anomaly", "excess", "blot")
-AREAS = ("anomaly", "score", "residual", "excess")
+AREAS = ("anomaly", "score", "residual", "excess", "gradient")
 """Maps whose voxels are compared with the blot."""
 VENTRICLE_SCHEMA = pa.schema(
     [("kind", pa.string()), ("identity", pa.string()), ("age_years", pa.float64()), ("volume_ml", pa.float64())]
@@ -144,9 +145,10 @@ def _generated(work: _Work) -> dict[str, float]:
     levels = fluid_levels(work.source.contrast.parameters[torch.tensor(train)])
     rows = [] if region is None else _scan_ventricles(work, region, levels)
     metrics: dict[str, float] = {}
-    if AGE_COLUMN in by_column and POSITION_COLUMN in by_column:
+    if AGE_COLUMN in by_column and (POSITION_COLUMN in by_column or work.source.whole):
         generator, controllers = work.system.projector.generator, work.system.projector.controllers
-        centres = patch_grid(cohort.atlas_mask, work.source.side, settings.stride, work.max_background)
+        most = work.max_background
+        centres = grid_centres(work.source, cohort.atlas_mask, stride=settings.stride, max_background=most)
         if not len(centres):
             raise DataError(f"{cohort.folder}: no patch of the atlas has at most {work.max_background:.0%} background")
         grid = _at(work.source, centres)
@@ -290,8 +292,9 @@ def _finished_or_made(
     path = work.context.folder / "maps" / f"scan-{number}.npz"
     if path.exists():
         with np.load(path, allow_pickle=False) as kept:
-            pair = [{field.name: kept[f"{form}/{field.name}"] for field in fields(ScanMaps)} for form in (0, 1)]
-            numbers = [{"patches": int(arrays["patches"]), "lowest_p": float(arrays["lowest_p"])} for arrays in pair]
+            names = {form: [f.name for f in fields(ScanMaps) if f"{form}/{f.name}" in kept] for form in (0, 1)}
+            pair = [{name: kept[f"{form}/{name}"] for name in names[form]} for form in (0, 1)]
+            numbers = [{name: a[name].item() for name in ("patches", "lowest_p", "unusual")} for a in pair]
             return [ScanMaps(**a | n) for a, n in zip(pair, numbers, strict=True)], float(kept["seconds"])
     began = time.perf_counter()
     found = scan_maps(
@@ -303,7 +306,8 @@ def _finished_or_made(
         progress=lambda done, total: work.context.recorder.progress((number - 1) * total + done, count * total, "patch"),
     )
     seconds = time.perf_counter() - began
-    arrays = {f"{form}/{name}": array for form, maps in enumerate(found) for name, array in vars(maps).items()}
+    named = ((f"{form}/{name}", array) for form, maps in enumerate(found) for name, array in vars(maps).items())
+    arrays = {name: array for name, array in named if array is not None}
     with written_aside(path) as aside, aside.open("wb") as file:
         np.savez_compressed(file, **arrays, seconds=seconds)
     return found, seconds
@@ -318,7 +322,8 @@ def _volumes(maps: ScanMaps) -> dict[str, NDArray[np.floating]]:
         "score": maps.score,
         "residual": maps.residual * INTENSITY_RANGE_SD,
     }
-    return volumes | {"excess": maps.excess} if maps.excess.any() else volumes
+    volumes |= {"excess": maps.excess} if maps.excess.any() else {}
+    return volumes | ({} if maps.gradient is None else {"gradient": maps.gradient})
 
 
 def _measured(

@@ -4,8 +4,8 @@ Each goes from its file to an anomaly map in its own space, as `normscape score`
 `normscape.stages.scan`; beside them, in the stage's folder:
 
 - `cases.parquet`, a row a case: name, age_years, age_estimated (0, 1), lesion_ml, peak_score and peak_in_lesion of the anomaly
-  map, `<map>_auroc` of anomaly, score, residual and excess (voxels of the lesion against the rest of the brain that lies in a
-  patch), regions, patches, and reason: why a case could not be mapped, empty otherwise;
+  map, `<map>_auroc` of anomaly, score, residual, excess and gradient (voxels of the lesion against the rest of the brain that
+  lies in a patch), regions, patches, and reason: why a case could not be mapped, empty otherwise;
 - `cases.npy`, uint8 (cases, 4, 1, H, W): slices of scan, anomaly map, excess and lesion, through the lesion's middle or else the
   map's peak.
 
@@ -29,11 +29,20 @@ from normscape.datasets.tabular import find_column, is_unknown, read_rows
 from normscape.errors import DataError
 from normscape.scoring.maps import EXCESS_SHOWN
 from normscape.scoring.metrics import auroc
-from normscape.stages.scan import EXCESS_NAME, MAP_NAME, RESIDUAL_NAME, SCORE_NAME, ScanModel, score_scan, stripped_by
+from normscape.stages.scan import (
+    EXCESS_NAME,
+    GRADIENT_NAME,
+    MAP_NAME,
+    RESIDUAL_NAME,
+    SCORE_NAME,
+    ScanModel,
+    score_scan,
+    stripped_by,
+)
 
 PANELS = ("scan", "anomaly", "excess", "lesion")
-AREAS = ("anomaly", "score", "residual", "excess")
-"""Maps whose voxels are compared with the lesion."""
+AREAS = {"anomaly": MAP_NAME, "score": SCORE_NAME, "residual": RESIDUAL_NAME, "excess": EXCESS_NAME, "gradient": GRADIENT_NAME}
+"""Maps whose voxels are compared with the lesion, as far as they are there, and their files."""
 CASE_SCHEMA = pa.schema(
     [("name", pa.string()), ("age_years", pa.float64()), ("age_estimated", pa.int64())]
     + [(name, pa.float64()) for name in ("lesion_ml", "peak_score", "peak_in_lesion", *(f"{area}_auroc" for area in AREAS))]
@@ -113,9 +122,8 @@ def _mapped(
     """One case: its row, and its pictures (4, H, W)."""
     own = folder / "cases" / scan.name
     result = score_scan(scan, model, own, estimate_age=True, progress=tell)
-    files = (scan.path, own / MAP_NAME, own / SCORE_NAME, own / RESIDUAL_NAME, own / EXCESS_NAME)
-    t1, anomaly, score, residual, excess = (_volume(path) for path in files)
-    inside = score[0] > 0
+    t1, maps = _volume(scan.path), {name: _volume(own / file) for name, file in AREAS.items() if (own / file).exists()}
+    anomaly, excess, inside = maps["anomaly"], maps["excess"], maps["score"][0] > 0
     row: dict[str, Any] = {
         "name": scan.name,
         "age_years": result.scan.age_years,
@@ -136,7 +144,7 @@ def _mapped(
         row["peak_in_lesion"] = float(marked[tuple(centre)])
         label = marked[inside].astype(np.int64)
         if 0 < label.sum() < len(label):
-            for name, (values, _) in zip(AREAS, (anomaly, score, residual, excess), strict=True):
+            for name, (values, _) in maps.items():
                 row[f"{name}_auroc"] = float(auroc(label, values[inside].astype(np.float64), np.ones((1, len(label))))[0])
             centre = _fullest(marked)
     low, high = np.percentile(t1[0][inside], GREY_PERCENTILES) if inside.any() else (0.0, 1.0)

@@ -86,7 +86,7 @@ def load_style_space(folder: Path) -> StyleSpace:
 
 
 def load_normals(folder: Path) -> Normals | None:
-    """What a finished `normals` folder holds; None where the experiment knows no positions.
+    """What a finished `normals` folder holds; None where the experiment knows no places.
 
     Raises:
         CheckpointError: the file is damaged.

@@ -9,8 +9,13 @@ brain are projected and scored; the map is brought back onto the scan's own grid
 - `residual_map.nii.gz`: mean absolute residual, likewise, in standard deviations of the brain's intensities;
 - `excess_map.nii.gz`: likewise, by how many standard deviations a voxel leaves what is usual for this age at its place; finer
   than the score, which is that of whole patches (`normscape.inversion.normals`);
+- `gradient_map.nii.gz`: likewise, how much a change of a voxel would change how unusual the encoder finds the image
+  (`normscape.inversion.projector.Projector.gradient`); only where there is an encoder;
 - `regions.csv`: the most abnormal regions, `normscape.scoring.maps.REGION_SCHEMA`;
 - `preprocessed/`: what the preprocessing left.
+
+A model of coarser voxels than scans are prepared with sees means of blocks (`normscape.datasets.coarse`). One of whole scans
+gives a scan one score.
 """
 
 from __future__ import annotations
@@ -29,9 +34,10 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from normscape.config import Config
+from normscape.datasets.coarse import coarsened, padded, whole_factor
 from normscape.datasets.cohort import Scan
 from normscape.datasets.contrast import PARAMETERS, SCHEMA, ContrastShifts, ContrastTable, measure_contrast
-from normscape.datasets.patches import AGE_COLUMN, INTENSITY_RANGE_SD, PatchSource
+from normscape.datasets.patches import AGE_COLUMN, INTENSITY_RANGE_SD, PatchSource, simulated_spacing
 from normscape.datasets.prepared import COHORT_NAME, SUBJECT_SCHEMA, PreparedCohort
 from normscape.errors import DataError, UserError
 from normscape.preprocessing.atlas import LPS, Atlas, load_atlas
@@ -44,7 +50,7 @@ from normscape.stages.scan_calibration import PValue, most_background, p_values
 from normscape.stages.system import ScoredSystem
 
 MAP_NAME, SCORE_NAME = "anomaly_map.nii.gz", "score_map.nii.gz"
-RESIDUAL_NAME, EXCESS_NAME = "residual_map.nii.gz", "excess_map.nii.gz"
+RESIDUAL_NAME, EXCESS_NAME, GRADIENT_NAME = "residual_map.nii.gz", "excess_map.nii.gz", "gradient_map.nii.gz"
 REGIONS_NAME, SUMMARY_NAME = "regions.csv", "summary.json"
 SIMULATED = "simulated"
 
@@ -58,8 +64,9 @@ class ScanModel:
         rater: scores patches.
         threshold: scores above it are called anomalous.
         settings: the preprocessing that the model's scans had.
-        atlas: at the spacing of the model.
-        frame_mask: uint8 (Z, Y, X), the atlas mask from whose middle positions count.
+        atlas: at the spacing that scans are prepared with.
+        grid: the same on the grid of the model and of its maps, which may be coarser, or padded to a cube.
+        frame_mask: uint8 (Z, Y, X) on that grid, the atlas mask from whose middle positions count.
         cohort: what the scans that the model learned from are called.
         healthy_scans: scores of whole healthy scans; None where none are known.
         patch_subjects: healthy subjects behind p-values of single patches; 0 where there are none.
@@ -70,6 +77,7 @@ class ScanModel:
     threshold: float
     settings: PreprocessingSettings
     atlas: Atlas
+    grid: Atlas
     frame_mask: NDArray[np.uint8]
     cohort: str
     healthy_scans: Calibration | None = None
@@ -122,11 +130,10 @@ def scan_model(config: Config, rater: PatchRater, threshold: float, *, cohort_fi
     described: dict[str, Any] = read_json(path) if path else {"source": SIMULATED, "name": "simulated cohort"}
     if path and not described:
         raise DataError(f"{path}: expected the description of the cohort that the model learned from, found none")
-    spacing = round(config.data.spacing_mm)
     simulated = described.get("source") == SIMULATED
     given: dict[str, Any] = {} if simulated else described.get("settings", {})
     try:
-        settings = PreprocessingSettings.model_validate({"spacing_mm": spacing} | given)
+        settings = PreprocessingSettings.model_validate({"spacing_mm": simulated_spacing(config.data.spacing_mm)} | given)
     except ValidationError as error:
         raise DataError(f"{path}: not the settings of a preprocessing ({error.errors()[0]['msg']})") from error
     atlas = load_atlas(settings.spacing_mm, settings.atlas)
@@ -134,13 +141,40 @@ def scan_model(config: Config, rater: PatchRater, threshold: float, *, cohort_fi
     if simulated:  # its patches count from a mask of its own, which is nearly the atlas's
         from normscape.datasets.simulated import atlas_template
 
-        frame = atlas_template(spacing)[1]
+        frame = atlas_template(settings.spacing_mm)[1]
+    none = np.zeros((0, *frame.shape))
+    empty = PreparedCohort(
+        path or Path(), "", "", atlas.spacing_mm, atlas.affine, SUBJECT_SCHEMA.empty_table(),
+        none.astype(np.float16), none.astype(np.uint8), atlas.t1, frame,
+    )  # fmt: skip
+    placed = _gridded(empty, config)
+    grid = (
+        atlas
+        if placed is empty
+        else replace(atlas, spacing_mm=placed.spacing_mm, t1=placed.atlas, mask=placed.atlas_mask, origin=placed.affine[:3, 3])
+    )
     known = rater.healthy.scores.values() if isinstance(rater, ScoredSystem) and rater.healthy is not None else ()
     return ScanModel(
-        config, rater, threshold, settings, atlas, frame, str(described.get("name", "")),
+        config, rater, threshold, settings, atlas, grid, placed.atlas_mask, str(described.get("name", "")),
         healthy_scans=rater.healthy_scans if isinstance(rater, ScoredSystem) else None,
         patch_subjects=max((one.subjects for one in known), default=0),
     )  # fmt: skip
+
+
+def _gridded(cohort: PreparedCohort, config: Config) -> PreparedCohort:
+    """A cohort on the grid that the model knows; as it is where that is its own.
+
+    Raises:
+        DataError: the model's voxels are no whole multiple of the cohort's.
+    """
+    factor = whole_factor(config.data.spacing_mm, cohort.spacing_mm)
+    if factor is None:
+        raise DataError(
+            f"{cohort.folder}: scans are prepared with voxels of {cohort.spacing_mm:g} mm, and data.spacing_mm "
+            f"({config.data.spacing_mm:g}) is no multiple of that"
+        )
+    coarse = coarsened(cohort, factor)
+    return padded(coarse, config.image_size) if config.whole_scans else coarse
 
 
 def score_scan(
@@ -216,7 +250,7 @@ def _read_age(name: str, grid: PatchSource, model: ScanModel) -> float:
 
 
 def _patches(scan: Scan, prepared: PreparedScan, model: ScanModel, folder: Path) -> PatchSource:
-    """The prepared scan as a cohort of one, to cut patches from."""
+    """The prepared scan as a cohort of one, on the model's grid, to cut patches from."""
     import SimpleITK as sitk
 
     t1, mask = (sitk.GetArrayFromImage(sitk.ReadImage(str(prepared.folder / name))) for name in (T1_NAME, MASK_NAME))
@@ -225,10 +259,11 @@ def _patches(scan: Scan, prepared: PreparedScan, model: ScanModel, folder: Path)
     subjects = pa.Table.from_pylist([person | {"scan": str(scan.path)}], schema=SUBJECT_SCHEMA)
     cohort = PreparedCohort(
         folder, scan.name, "table", model.atlas.spacing_mm, model.atlas.affine, subjects,
-        t1[None].astype(np.float16), mask[None], model.atlas.t1, model.frame_mask,
+        t1[None].astype(np.float16), mask[None], model.atlas.t1, model.atlas.mask,
     )  # fmt: skip
+    cohort = replace(_gridded(cohort, model.config), atlas=model.grid.t1, atlas_mask=model.frame_mask)
     try:
-        measured = measure_contrast(t1[mask > 0])
+        measured = measure_contrast(cohort.volumes[0][cohort.masks[0] > 0])
     except DataError as error:
         raise DataError(f"{scan.path}: {error}") from error
     names = {"subject": scan.subject, "session": scan.session}
@@ -238,7 +273,8 @@ def _patches(scan: Scan, prepared: PreparedScan, model: ScanModel, folder: Path)
         shifts = ContrastShifts(torch.eye(PARAMETERS), torch.zeros(PARAMETERS))
     side = model.config.image_size
     nothing = np.zeros(1, np.int32), np.zeros((1, 3), np.int16)
-    return PatchSource(cohort, side, *nothing, contrast, shifts, model.config.data.background)
+    whole = model.config.whole_scans
+    return PatchSource(cohort, side, *nothing, contrast, shifts, model.config.data.background, whole)
 
 
 def _write(scan: Scan, prepared: PreparedScan, maps: ScanMaps, model: ScanModel, folder: Path) -> pa.Table:
@@ -253,15 +289,16 @@ def _write(scan: Scan, prepared: PreparedScan, maps: ScanMaps, model: ScanModel,
         reference = reference[(slice(None),) * (reference.GetDimension() - 1) + (0,)]
     volumes = {MAP_NAME: maps.anomaly, SCORE_NAME: maps.score, EXCESS_NAME: maps.excess}
     volumes[RESIDUAL_NAME] = maps.residual * INTENSITY_RANGE_SD
+    volumes |= {} if maps.gradient is None else {GRADIENT_NAME: maps.gradient}
     for name, volume in volumes.items():
-        placed = to_scan_space(model.atlas.image(volume.astype(np.float32)), transform, reference)
+        placed = to_scan_space(model.grid.image(volume.astype(np.float32)), transform, reference)
         sitk.WriteImage(placed, str(folder / name), useCompression=True)
 
     def to_scan(points: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.array([transform.TransformPoint((LPS @ point).tolist()) for point in points]).reshape(-1, 3) @ LPS
 
     threshold = maps.anomaly_threshold(model.threshold)
-    found = regions(maps.anomaly, threshold, model.atlas.spacing_mm, model.atlas.affine, to_scan=to_scan)
+    found = regions(maps.anomaly, threshold, model.grid.spacing_mm, model.grid.affine, to_scan=to_scan)
     pyarrow.csv.write_csv(found, folder / REGIONS_NAME)
     return found
 
@@ -312,6 +349,7 @@ def describe(result: ScoredScan) -> dict[str, Any]:
         "regions": len(result.regions),
         "peak_scan_mm": [round(table[f"scan_peak_{axis}_mm"][0], 1) for axis in "xyz"] if len(result.regions) else None,
         "patches": result.maps.patches,
+        "score": round(float(result.maps.score.max()), 4) if result.maps.patches == 1 else None,
         "p_values": [{"about": one.about, "p": round(one.p, 6), "subjects": one.subjects} for one in result.p_values],
         "notes": list(result.notes),
     }

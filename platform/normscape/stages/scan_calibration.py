@@ -53,6 +53,8 @@ def scan_scores(maps: ScanMaps) -> dict[str, float]:
 def grid_settings(config: Config) -> dict[str, float | int]:
     """What has to be the same for two scans to be compared."""
     steps = config.projection.steps if config.brains.steps is None else config.brains.steps
+    if config.whole_scans:
+        return {"steps": steps}
     return {"stride": config.brains.stride, "steps": steps, "max_background": most_background(config)}
 
 
@@ -145,6 +147,12 @@ def p_values(maps: ScanMaps, config: Config, healthy: Calibration | None, patch_
         ]
     if not patch_subjects or not np.isfinite(maps.lowest_p):
         return []
+    if config.whole_scans:
+        sentence = (
+            f"p = {maps.lowest_p:.2g}: the score of the scan, by its rank among the images of {patch_subjects} healthy "
+            f"{'subject' if patch_subjects == 1 else 'subjects'} and its own; {limit_of(patch_subjects)}."
+        )
+        return [PValue("scan as a whole", maps.lowest_p, patch_subjects, sentence)]
     other = " Healthy scans were mapped with another stride or other steps, and say nothing here." if healthy else ""
     sentence = (
         f"p = {maps.lowest_p:.2g}: the most abnormal patch, by its rank among all patches of this scan and of {patch_subjects} "

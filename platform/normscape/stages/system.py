@@ -203,14 +203,16 @@ class ScoredSystem:
             masks: what counts, bool `(B, 1, *S)`; everything when None.
 
         Returns:
-            Scores float64 `(B,)`, images `(B, C, *S)`, and the excess `(B, 1, *S)` where positions are known.
+            Scores float64 `(B,)`, images `(B, C, *S)`, the excess `(B, 1, *S)` where places are known, and the gradient
+            `(B, 1, *S)` where there is an encoder.
         """
         images = to_unit_range(to_uint8(images))
         projection = self.projector.project(images, values, masks)
         columns = condition_columns(self.config, values) | projection_columns(self.projector, projection)
         fitted = self.detectors[MAIN_DETECTOR]
         scores = torch.from_numpy(fitted.detector.decision_function(_matrix(columns, fitted)))
-        return Rated(scores, projection.images, self.projector.excess(images, values, masks))
+        excess, gradient = (what(images, values, masks) for what in (self.projector.excess, self.projector.gradient))
+        return Rated(scores, projection.images, excess, gradient)
 
     @torch.no_grad()
     def read(self, name: str, images: Tensor) -> Tensor:

@@ -33,8 +33,7 @@ def start_atlas(atlas: LearnedAtlas, samples: SampleSet, config: Config, *, coun
         count: patches, drawn without augmentation.
         batch_size: patches at once.
     """
-    position = config.position
-    assert position is not None  # checked by the schema
+    position = config.position  # None: whole scans, all at the same place
     numbers = [a for a in config.value_attributes if a.output_dim == 1 and a.column in samples.values]
     numbers = numbers[: len(atlas.volume) - 1]
     terms = 1 + len(numbers)
@@ -47,7 +46,8 @@ def start_atlas(atlas: LearnedAtlas, samples: SampleSet, config: Config, *, coun
         columns = [torch.ones(len(index), 1), *(centred_value(a, known[a.column or ""]) for a in numbers)]
         known_terms = torch.cat(columns, dim=1)
         squares = (known_terms[:, :, None] * known_terms[:, None]).flatten(1)
-        place = centred_value(position, known[position.column or ""])
+        at_one = torch.zeros(len(index), 3)
+        place = at_one if position is None else centred_value(position, known[position.column or ""])
         for sums, factors, values in ((moments, squares, inside), (answers, known_terms, inside * images.mean(1, keepdim=True))):
             sums += _spread(atlas, factors[:, :, None, None, None] * values, place)
     overall = float(answers[0].sum() / moments[0].sum())

@@ -219,14 +219,19 @@ class EmbeddingQuality:
 def embedding_quality(
     network: AuxiliaryNetwork, samples: SampleSet, *, triplets: int, seed: int, split: str, device: torch.device
 ) -> EmbeddingQuality:
-    """Measure random triplets: anchor and positive of one subject, negative of another."""
+    """Measure random triplets: anchor and positive of one subject, negative of another.
+
+    Where subjects have one image each, its views are those that the source's training augmentation draws: anchor and positive
+    would be the same image.
+    """
     random = seeded(seed, "triplets", split)
     subject_index = SubjectIndex(samples)
+    drawn = random if int(subject_index.counts.max()) == 1 else None
     first = torch.randint(len(subject_index), (triplets,), generator=random)
     second = (first + 1 + torch.randint(len(subject_index) - 1, (triplets,), generator=random)) % len(subject_index)
     anchor, positive = subject_index.views(first, 2, random).unbind(1)
     negative = subject_index.views(second, 1, random).squeeze(1)
-    parts = [predict(network, samples, index, device=device) for index in (anchor, positive, negative)]
+    parts = [predict(network, samples, index, device=device, random=drawn) for index in (anchor, positive, negative)]
     return measure_triplets(network.attribute, *parts)
 
 

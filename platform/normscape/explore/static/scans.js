@@ -8,6 +8,7 @@ const DOWNLOADS = {
   "score_map.nii.gz": "score map",
   "excess_map.nii.gz": "excess map",
   "residual_map.nii.gz": "residual map",
+  "gradient_map.nii.gz": "gradient map",
   "regions.csv": "table of regions",
   "summary.json": "summary",
 };
