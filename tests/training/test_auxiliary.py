@@ -11,6 +11,7 @@ import torch
 from normscape.config import AttributeConfig, Config
 from normscape.datasets.prepared import PreparedCohort
 from normscape.datasets.samples import SampleSet, load_samples
+from normscape.networks.auxiliary import AuxiliaryNetwork
 from normscape.training.auxiliary import SubjectIndex, embedding_quality, train_auxiliary, value_error
 from normscape.training.recorder import SilentRecorder
 
@@ -93,6 +94,22 @@ def test_the_error_of_what_augmentation_draws_is_measured_on_drawn_values(
     assert value_error(Guess(contrast), samples, count=600, seed=0, split="train", device=CPU) == error
     ages = value_error(Guess(age), samples, count=600, seed=0, split="train", device=CPU)
     assert ages == pytest.approx((samples.values["age_years"] - 50).abs().mean().item(), rel=0.1)
+
+
+def test_of_one_image_a_subject_the_views_are_drawn(toy_config: Callable[..., Config], lit_samples: SampleSet) -> None:
+    """Batches hold the image several times, drawn anew each time; two views of a subject are no longer the same image."""
+    config = toy_config()
+    one = lit_samples.select(torch.arange(0, len(lit_samples), len(lit_samples) // len(lit_samples.subjects)))
+    assert int(SubjectIndex(one).counts.max()) == 1
+    index = SubjectIndex(one).batch(4, 3, torch.Generator().manual_seed(0))
+    assert (one.subject[index].view(4, 3) == one.subject[index].view(4, 3)[:, :1]).all()
+    assert one.batch(index, torch.Generator().manual_seed(0)).flatten(1)[:, 0].unique().numel() == len(index)
+    torch.manual_seed(0)
+    network = AuxiliaryNetwork.from_config(config.attributes[0], config).eval()
+    found = embedding_quality(network, one, triplets=50, seed=0, split="train", device=CPU)
+    assert (found.distance_same > 0).all()
+    again = embedding_quality(network, one, triplets=50, seed=0, split="train", device=CPU)
+    assert torch.equal(found.distance_same, again.distance_same)
 
 
 def test_views_belong_to_their_subjects(toy_samples: Callable[..., SampleSet]) -> None:

@@ -221,17 +221,19 @@ def embedding_quality(
 ) -> EmbeddingQuality:
     """Measure random triplets: anchor and positive of one subject, negative of another.
 
-    Where subjects have one image each, its views are those that the source's training augmentation draws: anchor and positive
-    would be the same image.
+    Of subjects with one image each, anchor and positive are two of its views, as the source's training augmentation draws them.
     """
     random = seeded(seed, "triplets", split)
     subject_index = SubjectIndex(samples)
-    drawn = random if int(subject_index.counts.max()) == 1 else None
     first = torch.randint(len(subject_index), (triplets,), generator=random)
     second = (first + 1 + torch.randint(len(subject_index) - 1, (triplets,), generator=random)) % len(subject_index)
     anchor, positive = subject_index.views(first, 2, random).unbind(1)
     negative = subject_index.views(second, 1, random).squeeze(1)
-    parts = [predict(network, samples, index, device=device, random=drawn) for index in (anchor, positive, negative)]
+    if int(subject_index.counts.max()) == 1:
+        everybody = torch.arange(len(samples))
+        one, other = (predict(network, samples, everybody, device=device, random=random) for _ in range(2))
+        return measure_triplets(network.attribute, one[anchor], other[positive], one[negative])
+    parts = [predict(network, samples, index, device=device) for index in (anchor, positive, negative)]
     return measure_triplets(network.attribute, *parts)
 
 
@@ -255,6 +257,8 @@ def value_error(
     random = seeded(seed, "values", split)
     index = torch.randint(len(samples), (count,), generator=random)
     augmentation = random if samples.redraws(attribute.column) else None
+    if augmentation is None and len(samples) <= count:
+        index = torch.arange(len(samples))  # there are no more: every one counts once
     distances = []
     for part in index.split(512):
         images, known = samples.draw(part, augmentation)

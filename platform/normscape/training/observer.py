@@ -18,6 +18,8 @@ from normscape.networks.generator import Generator, draw_latents
 from normscape.training.seeding import seeded
 
 GRID_ROWS, GRID_COLUMNS = 4, 8
+MOST_VOXELS = 6_291_456
+"""Places of the images that are generated at once: 1536 of 64x64 or 16x16x16, and 192 of 32x32x32."""
 
 
 class PooledFeatures(nn.Module):
@@ -109,6 +111,10 @@ def generated_triplets(
         count = min(batch_size, triplets - start)
         pairs = pair_latents(draw_latents(2 * count, generator, random), [width])
         negatives = draw_latents(count, generator, random)
-        parts.append(network(generator(torch.cat([pairs[0::2], pairs[1::2], negatives]))).cpu().chunk(3))
+        together = torch.cat([pairs[0::2], pairs[1::2], negatives])
+        side = generator.resolutions[-1]
+        rows = max(1, MOST_VOXELS // side**generator.dims)
+        seen = torch.cat([network(generator(z)) for z in together.split(rows)])
+        parts.append(seen.cpu().chunk(3))
     anchor, positive, negative = (torch.cat(column) for column in zip(*parts, strict=True))
     return anchor, positive, negative
