@@ -209,6 +209,19 @@ def toy_brain_config() -> Callable[..., Config]:
     return make
 
 
+@pytest.fixture
+def toy_whole_config(toy_brain_config: Callable[..., Config]) -> Callable[..., Config]:
+    """Makes the toy configuration of whole scans, images of side 8 of voxels of 6 mm; for the cohort of `prepared_cohort`."""
+
+    def make(**changes: Any) -> Config:
+        settings = toy_brain_settings()
+        whole = {"patches": "whole", "spacing_mm": 6.0, "background": "constant", "contrast_augmentation": "pca"}
+        changes["data"] = whole | changes.get("data", {})
+        return toy_brain_config(attributes=settings["attributes"][:2], **changes)
+
+    return make
+
+
 @dataclass(frozen=True)
 class ToyPatches:
     """Smooth patches under masks, noise outside; augmented patches are shifted in intensity and their noise is drawn anew."""

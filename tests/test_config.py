@@ -122,13 +122,35 @@ def test_every_brain_configuration_has_the_numbers_of_table_2(path: Path) -> Non
     config = load_config(path)
     assert config.dims == 3
     found = {a.name: (a.latent_dim, a.tau_same, a.tau_different, a.distance, a.output_dim) for a in config.attributes[:3]}
-    assert found == {
+    expected = {
         "identity": (64, 0.05, 0.45, "euclidean", 128),
         "age": (32, 0.02, 0.18, "l1", 1),
         "position": (128, 0.02, 0.22, "l1", 3),
     }
+    if config.whole_scans:
+        del expected["position"]
+    assert found == expected
     assert config.other_dim == 32
-    assert config.image_size * config.data.spacing_mm == 32.0  # the same physical size of a patch everywhere
+    # the same physical size of a patch everywhere, and a whole head
+    assert config.image_size * config.data.spacing_mm == (192.0 if config.whole_scans else 32.0)
+
+
+def test_whole_scans_have_no_position_and_need_views() -> None:
+    """Both problems are named at once, where they are; only brains have scans; a learned atlas is theirs as it is of patches."""
+    whole = load_config(CONFIGS / "brain" / "volume.yaml")
+    assert whole.whole_scans
+    assert [a.name for a in whole.attributes] == ["identity", "age"]
+    assert whole.generator.atlas_channels
+    patches = load_config(CONFIGS / "brain" / "cpu.yaml").model_dump(mode="json")
+    patches["data"] |= {"patches": "whole", "contrast_augmentation": "none"}
+    patches["augmentation"]["noise_std_max"] = 0.0
+    with pytest.raises(ValidationError) as raised:
+        Config.model_validate(patches)
+    text = str(raised.value)
+    assert "attributes.position: must not be there with data.patches whole" in text
+    assert "data.contrast_augmentation: must not be none with data.patches whole" in text
+    with pytest.raises(ValidationError, match="need source brain, found chairs"):
+        Config.model_validate(_plain(data={"patches": "whole"}))
 
 
 def test_brain_paper_is_literal() -> None:
@@ -163,7 +185,7 @@ def _all_shipped() -> dict[str, Config]:
 def test_projection_starts_at_the_encoders_answer_wherever_an_encoder_is_trained() -> None:
     """All configurations but the literal ones have one."""
     shipped = _all_shipped()
-    assert len(shipped) == 12
+    assert len(shipped) == 13
     at_the_mean = {name for name, config in shipped.items() if config.projection.start == "mean"}
     assert at_the_mean == {"chairs/paper", "brain/paper"}
     assert at_the_mean == {name for name, config in shipped.items() if not config.gan.reconstruction_weight}

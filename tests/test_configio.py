@@ -173,6 +173,16 @@ def test_base_is_found_beside_the_file_and_a_new_attribute_is_added(tmp_path: Pa
     assert [a.name for a in load_config(child).attributes] == ["identity", "angle", "colour"]
 
 
+def test_an_attribute_of_the_base_can_be_dropped(tmp_path: Path, plain: dict) -> None:
+    """By its name; one that is not there is added, and `drop` is then no key of it."""
+    write(tmp_path / "base.yaml", plain)
+    child = write(tmp_path / "child.yaml", {"base": "base.yaml", "attributes": [{"name": "angle", "drop": True}]})
+    assert [a.name for a in load_config(child).attributes] == ["identity"]
+    wrong = write(tmp_path / "wrong.yaml", {"base": "base.yaml", "attributes": [{"name": "angel", "drop": True}]})
+    with pytest.raises(ConfigError, match=r"attributes\.angel\.drop: unknown key"):
+        load_config(wrong)
+
+
 def test_a_circle_of_bases_is_an_error(tmp_path: Path) -> None:
     write(tmp_path / "a.yaml", "base: b.yaml\n")
     write(tmp_path / "b.yaml", "base: a.yaml\n")

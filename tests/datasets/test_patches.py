@@ -13,9 +13,17 @@ from pydantic import ValidationError
 from scipy.ndimage import correlate
 
 from normscape.config import DataConfig
-from normscape.datasets.patches import INTENSITY_RANGE_SD, PatchSource, box_sums, open_patches
+from normscape.datasets.patches import (
+    INTENSITY_RANGE_SD,
+    PatchSource,
+    box_sums,
+    open_cohort,
+    open_patches,
+    simulated_spacing,
+)
 from normscape.datasets.prepared import PreparedCohort
 from normscape.datasets.samples import SampleSet, load_samples
+from normscape.datasets.simulated import atlas_grid
 from normscape.errors import DataError
 
 SIDE, COUNT = 8, 40
@@ -235,9 +243,52 @@ def test_without_scans_there_is_the_simulated_cohort(tmp_path: Path, monkeypatch
     assert torch.equal(samples.batch(torch.arange(10)), again.batch(torch.arange(10)))
 
 
+WHOLE = 16
+"""Side of a cube that holds the atlas's brain of the coarse toy cohort, 12 x 12 x 11 voxels of 4 mm."""
+
+
+def test_a_whole_scan_is_one_patch(prepared_cohort: Cohorts) -> None:
+    """A row a scan of known age, all at the middle of the atlas's brain; it holds all of its brain, at twice the spacing."""
+    cohort = prepared_cohort()
+    samples = load_samples(config(cohort, patches="whole", spacing_mm=4.0, background="constant"), WHOLE)
+    source = patches_of(samples)
+    assert source.whole
+    assert torch.bincount(samples.subject).tolist() == [2, 1, 1, 1, 1, 1, 1]
+    assert samples.images.shape == (1, WHOLE, WHOLE, WHOLE)
+    assert min(source.cohort.shape) == WHOLE  # 13 x 14 x 12, padded
+    found = np.argwhere(source.cohort.atlas_mask)
+    middle = (found.min(0) + found.max(0)) / 2
+    assert (source.center == source.center[0]).all()
+    assert (np.abs(source.center[0] - 0.5 - middle) <= 1).all()
+    assert (samples.values["position_mm"].abs() <= 4.0).all()
+    masks = source.masks(torch.arange(len(source)))
+    inside = source.cohort.masks[source.scan].reshape(len(source), -1).sum(1)
+    assert masks.flatten(1).sum(1).tolist() == inside.tolist()  # nothing of a brain is cut off
+    again = load_samples(config(cohort, patches="whole", spacing_mm=4.0, background="constant"), WHOLE)
+    assert torch.equal(samples.batch(torch.arange(8)), again.batch(torch.arange(8)))
+
+
+def test_a_brain_that_does_not_fit_into_the_cube(prepared_cohort: Cohorts) -> None:
+    with pytest.raises(DataError, match=r"brain of 22 x 23 x 21 voxels of 2 mm does not fit into a cube of 16 \(image_size\)"):
+        load_samples(config(prepared_cohort(), patches="whole"), 16)
+
+
+def test_a_coarse_simulated_cohort_is_made_of_a_finer_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At 2 mm, because 6 mm has no anatomy to sample; the grid is that of 6 mm."""
+    monkeypatch.setenv("NORMSCAPE_CACHE", str(tmp_path / "cache"))
+    data = DataConfig(source="brain", simulated_subjects=1, spacing_mm=6.0)
+    cohort = open_cohort(data)
+    assert cohort.folder.name.endswith("1-subjects-2mm")
+    shape, affine = atlas_grid(6)
+    assert (cohort.spacing_mm, cohort.shape) == (6.0, shape)
+    np.testing.assert_allclose(cohort.affine, affine)
+    assert [simulated_spacing(side) for side in (1.0, 3.0, 4.0, 5.0, 8.0)] == [1, 3, 4, 1, 2]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"source": "chairs", "patches": "whole"}, "need source brain, found chairs"),
         ({"source": "chairs", "root": "somewhere"}, "needs source brain, found chairs"),
         ({"source": "brain", "spacing_mm": 1.5}, "whole number of millimetres, found spacing_mm 1.5"),
     ],

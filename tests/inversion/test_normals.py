@@ -16,7 +16,16 @@ from normscape.config import Config
 from normscape.datasets.patches import PatchSource
 from normscape.datasets.prepared import PreparedCohort
 from normscape.datasets.samples import load_samples
-from normscape.inversion.normals import SCALES, TEXTURE, Normals, NormalsBuilder, ScaleBuilder, corners, log_deviation
+from normscape.inversion.normals import (
+    SCALES,
+    TEXTURE,
+    Normals,
+    NormalsBuilder,
+    ScaleBuilder,
+    corners,
+    log_deviation,
+    middle_frame,
+)
 
 SHAPE, SIDE = (20, 22, 24), 8
 FRAME = np.array([[0.0, 0.0, 2.0, -20.0], [0.0, 2.0, 0.0, -30.0], [2.0, 0.0, 0.0, -10.0], [0.0, 0.0, 0.0, 1.0]])
@@ -175,6 +184,19 @@ def test_positions_lead_back_to_voxels(
     assert isinstance(source, PatchSource)
     found = corners(source.values()["position_mm"], torch.from_numpy(source.position_frame()), source.side)
     assert np.array_equal(found.numpy(), source.center.astype(np.int64) - source.side // 2)
+
+
+def test_whole_scans_lie_upon_each_other() -> None:
+    """Their place is 0, and a voxel's statistics are those of the same voxel of all scans."""
+    frame = middle_frame(SIDE)
+    assert corners(torch.zeros(2, 3), torch.from_numpy(frame), SIDE).tolist() == [[0, 0, 0]] * 2
+    random = torch.Generator().manual_seed(11)
+    mean = torch.randn(1, 1, SIDE, SIDE, SIDE, generator=random)
+    builder = NormalsBuilder((SIDE,) * 3, frame)
+    builder.add("atlas", mean + 0.1 * torch.randn(400, 1, SIDE, SIDE, SIDE, generator=random), torch.zeros(400, 3), None)
+    found = builder.build(0.01)
+    assert (found.mean["atlas"] - mean[0, 0]).abs().max() < 0.05
+    assert found.excess("atlas", mean, mean, torch.zeros(1, 3), None)["z"] < 0.2
 
 
 def test_sides_are_told_apart(normals: Normals, fields: tuple[Tensor, Tensor]) -> None:

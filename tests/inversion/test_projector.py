@@ -154,6 +154,45 @@ def test_length_penalty_is_the_formula(toy_config: Callable[..., Config]) -> Non
     assert make(toy_config()).radii["identity"] != 3.0
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+def test_the_gradient_is_that_of_the_squared_length(dims: int, toy_config: Callable[..., Config]) -> None:
+    """Along any direction the length changes by the gradient; its map is an image's own, in any batch, and 0 outside the mask."""
+    projector = make(toy_config(dims=dims, projection={"start": "encoder"}, gan={"reconstruction_weight": 1.0}))
+    images, values, _ = own_images(projector, 3)
+    mask = torch.ones_like(images[:, :1], dtype=torch.bool)
+    mask[..., :2] = False
+    with torch.no_grad():  # as callers may have it
+        found = projector.gradient(images, values, mask)
+        alone = [projector.gradient(images[i : i + 1], {"angle": values["angle"][i : i + 1]}, mask[i : i + 1]) for i in range(3)]
+    assert found is not None
+    assert found.shape == mask.shape
+    assert (found[~mask] == 0).all()
+    torch.testing.assert_close(torch.cat([one for one in alone if one is not None]), found, rtol=1e-4, atol=1e-6)
+
+    def length(pixels: torch.Tensor) -> float:
+        u = projector.start(pixels, values)
+        return sum(float(part[0, 0].double().square().sum()) for part in u.values())
+
+    everywhere = projector.gradient(images, values)
+    assert everywhere is not None
+    corner, step = (slice(4, 5),) * dims, torch.zeros_like(images)
+    slopes = torch.zeros_like(images[0])
+    near = tuple(slice(3, 6) for _ in range(dims))
+    for place in torch.cartesian_prod(torch.arange(images.shape[1]), *(torch.arange(3, 6),) * dims).tolist():
+        step.zero_()
+        step[(0, *place)] = 0.01
+        slopes[tuple(place)] = (length(images + step) - length(images - step)) / 0.02
+    expected = slopes[(slice(None), *near)].abs().mean()
+    torch.testing.assert_close(everywhere[(0, 0, *corner)].squeeze(), expected, rtol=0.05, atol=1e-4)
+
+
+def test_without_an_encoder_there_is_no_gradient(toy_config: Callable[..., Config]) -> None:
+    projector = make(toy_config())
+    images, values, _ = own_images(projector, 1)
+    projector.encoder = None
+    assert projector.gradient(images, values) is None
+
+
 def test_known_conditions_can_have_the_encoders_styles(toy_config: Callable[..., Config]) -> None:
     """Those that the encoder gives any image with this value; generated images keep the controllers'."""
     settings = {"gan": {"reconstruction_weight": 1.0}}

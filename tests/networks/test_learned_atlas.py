@@ -91,6 +91,24 @@ def test_every_patch_has_its_own_window(toy_brain_config: Callable[..., Config])
     torch.testing.assert_close(torch.cat([generator(row) for row in z.split(1)]), generator(z))
 
 
+def test_whole_scans_all_see_the_same_window(toy_whole_config: Callable[..., Config]) -> None:
+    """The volume is as large as an image, and without an attribute that is the position every style sees all of it."""
+    torch.manual_seed(0)
+    generator = Generator.from_config(toy_whole_config())
+    assert generator.atlas is not None
+    assert generator.place_slice is None
+    side = generator.atlas.side
+    window = generator.atlas.window(torch.zeros(2, 3), generator.atlas.volume)
+    for part in window:
+        assert torch.equal(part, generator.atlas.volume[:, :side, :side, :side])
+    styles = generator.mapping(torch.randn(2, generator.latent_dim))
+    before = generator.synthesize(styles)
+    with torch.no_grad():
+        generator.atlas.volume[:, 3, 4, 5] += 1
+    changed = (generator.synthesize(styles) - before).abs().amax((0, 1)) > 0
+    assert changed.nonzero().tolist() == [[3, 4, 5]]
+
+
 @pytest.mark.parametrize("source", ["brain", "chairs"])
 def test_an_atlas_needs_positions(
     source: str, toy_config: Callable[..., Config], toy_brain_config: Callable[..., Config]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from normscape.config import DataConfig
+from normscape.datasets.coarse import coarsened
 from normscape.datasets.patches import PatchSource, open_patches
 from normscape.datasets.prepared import PreparedCohort
 from normscape.scoring.maps import EXCESS_HALF, REGION_SCHEMA, Rated, on_grid, regions, scan_maps, unit_volume, with_image
@@ -70,6 +71,9 @@ def test_a_changed_scan_is_seen_where_it_changed(source: PatchSource) -> None:
     assert len(grid) < rated < 2 * len(grid)  # patches that did not change are rated once
     [alone] = scan_maps(form, COLUMNS, Brightness(), batch_size=64)
     for name, volume in vars(alone).items():
+        if volume is None:
+            assert getattr(after, name) is None
+            continue
         np.testing.assert_allclose(volume, getattr(after, name), atol=1e-6, err_msg=name)
     difference = after.score - before.score
     assert difference[15, 13, 11] > 0.1
@@ -91,6 +95,33 @@ def test_the_anomaly_map_peaks_at_the_voxel_that_leaves_the_usual(source: PatchS
     unknown = replace(maps, excess=np.zeros_like(maps.excess))
     assert np.array_equal(unknown.anomaly, maps.score)
     assert unknown.anomaly_threshold(0.6) == 0.6
+
+
+def test_a_whole_scan_is_rated_once(prepared_cohort: Callable[..., PreparedCohort]) -> None:
+    """One image, one score all over the brain; maps lie on the grid of the coarse cohort, and those of the gradient, too."""
+    data = DataConfig(source="brain", patches="whole", spacing_mm=4.0)
+    source = open_patches(data, 16, cohort=coarsened(prepared_cohort(), 2), seed=0)
+    grid = on_grid(source, 3, stride=5, max_background=0.0)
+    assert len(grid) == 1
+    assert np.array_equal(grid.center[0], source.center[0])
+
+    class Steep(Brightness):
+        def rate(self, images: Tensor, values: Mapping[str, Tensor], masks: Tensor | None = None) -> Rated:
+            return super().rate(images, values, masks)._replace(gradient=images.abs())
+
+    image = unit_volume(source, 3)
+    changed = image.copy()
+    changed[8, 8, 8] = 1.0
+    form = with_image(grid, 3, changed)
+    before, after = scan_maps(grid, {"age": "age_years"}, Steep(), batch_size=7, changed=[form])
+    for maps, seen in ((before, image), (after, changed)):
+        assert maps.patches == 1
+        assert maps.score.shape == source.cohort.shape
+        assert np.unique(maps.score[maps.covered]).size == 1
+        assert maps.gradient is not None
+        np.testing.assert_allclose(maps.gradient[maps.covered], np.abs(seen[maps.covered]), atol=2e-3)
+    [plain] = scan_maps(grid, {"age": "age_years"}, Brightness(), batch_size=7)
+    assert plain.gradient is None
 
 
 def test_no_patch_is_an_error(source: PatchSource) -> None:

@@ -15,7 +15,7 @@ import torch
 from normscape.benchmark.untrained import untrained_inputs
 from normscape.config import Config
 from normscape.datasets.prepared import PreparedCohort
-from normscape.datasets.samples import to_unit_range
+from normscape.datasets.samples import load_samples, to_unit_range
 from normscape.stages import brains, normals, project, score
 from normscape.stages.core import STAGES, StageContext, stage_keys
 from normscape.stages.prepare import open_prepared
@@ -38,6 +38,11 @@ def context(
         scoring={"max_depth": [3], "n_estimators": [10], "folds": 2, "bootstrap_samples": 20},
         brains=SETTINGS,
     )
+    return finished_before(config, tmp_path)
+
+
+def finished_before(config: Config, tmp_path: Path) -> StageContext:
+    """The context of the stage, with everything before it finished."""
     inputs = untrained_inputs(config, tmp_path / "inputs")
     for stage in (normals, project, score):
         name = stage.__name__.rpartition(".")[2]
@@ -74,7 +79,8 @@ def test_what_the_stage_writes(context: StageContext, monkeypatch: pytest.Monkey
     cohort = PreparedCohort.open(Path(str(context.config.data.root)))
     for row in table:
         parts = {
-            name: nib.load(folder / "maps" / f"{row['name']}_{name}.nii.gz") for name in ("scan", "anomaly", "score", "excess")
+            name: nib.load(folder / "maps" / f"{row['name']}_{name}.nii.gz")
+            for name in ("scan", "anomaly", "score", "excess", "gradient")
         }
         values = {name: np.asarray(image.dataobj).transpose(2, 1, 0) for name, image in parts.items()}
         assert values["score"].shape == cohort.shape
@@ -84,6 +90,8 @@ def test_what_the_stage_writes(context: StageContext, monkeypatch: pytest.Monkey
         np.testing.assert_allclose(values["anomaly"], values["score"] * excess / (excess + 2), atol=1e-4)
         np.testing.assert_allclose(parts["scan"].affine @ [1, 2, 3, 1], [*cohort.world(np.array([3.0, 2.0, 1.0])), 1])
         assert (values["excess"] >= 0).all()
+        assert values["gradient"].max() > 0
+        assert (row["gradient_auroc"] is not None) == bool(row["blot"])
     scans = [nib.load(folder / "maps" / f"{row['name']}_scan.nii.gz").get_fdata().transpose(2, 1, 0) for row in table[:2]]
     changed = np.argwhere(np.abs(scans[0] - scans[1]) > 1e-3)
     place = np.array([table[1][f"blot_{axis}_mm"] for axis in "xyz"])
@@ -101,6 +109,39 @@ def test_what_the_stage_writes(context: StageContext, monkeypatch: pytest.Monkey
     regions = pq.read_table(folder / "regions.parquet")
     assert set(regions["name"].to_pylist()) <= set(names)
     _healthy_scans(context)
+
+
+def test_whole_scans(
+    tmp_path: Path, prepared_cohort: Callable[..., PreparedCohort], toy_whole_config: Callable[..., Config]
+) -> None:
+    """Of a cohort of 2 mm, at 6 mm: a scan is one image with one score, and places are known without being an attribute."""
+    import nibabel as nib
+
+    config = toy_whole_config(
+        data={"root": str(prepared_cohort().folder)},
+        projection={"train_samples": 5, "test_samples": 2, "steps": 2, "batch_size": 4},
+        scoring={"max_depth": [3], "n_estimators": [10], "folds": 2, "bootstrap_samples": 20},
+        brains=SETTINGS,
+    )
+    context = finished_before(config, tmp_path)
+    table = pq.read_table(context.inputs["project"] / "projections.parquet")
+    assert {"residual_atlas_z", "residual_conditions_z8", "residual_encoded_z"} <= set(table.column_names)
+    brains.run(context)
+    cohort = load_samples(config.data, config.image_size).images.cohort
+    rows = pq.read_table(context.folder / "maps.parquet").to_pylist()
+    assert [row["patches"] for row in rows] == [1] * 4
+    for row in rows:
+        read = {name: nib.load(context.folder / "maps" / f"{row['name']}_{name}.nii.gz") for name in ("score", "gradient")}
+        score = read["score"].get_fdata().transpose(2, 1, 0)
+        assert score.shape == cohort.shape == (9, 10, 8)
+        assert np.unique(score[score > 0]).size == 1
+        np.testing.assert_allclose(read["score"].affine @ [1, 2, 3, 1], [*cohort.world(np.array([3.0, 2.0, 1.0])), 1])
+        assert read["gradient"].get_fdata().max() > 0
+    assert np.load(context.folder / "generated.npy").shape[:3] == (2, 2, 1)
+    folders = {**context.inputs, "brains": context.folder}
+    system = ScoredSystem.load(config, folders, CPU)
+    assert system.healthy_scans is not None
+    assert system.healthy_scans.settings == {"steps": 2}
 
 
 def _healthy_scans(context: StageContext) -> None:
@@ -143,12 +184,15 @@ def test_the_system_rates_patches_as_the_stages_did(context: StageContext, tmp_p
     masks = samples.images.masks(ids)
     assert masks is not None
     assert not bool(masks.all())
-    scores, rebuilt, excess = system.rate(images, values, masks)
+    scores, rebuilt, excess, gradient = system.rate(images, values, masks)
     expected = pq.read_table(context.inputs["score"] / "scores.parquet")["forest_score"].to_numpy()[rows]
     np.testing.assert_array_equal(scores.numpy(), expected)
     assert rebuilt.shape == images.shape
     assert excess is not None
     assert (excess[~masks] == 0).all()
+    assert gradient is not None
+    assert (gradient[~masks] == 0).all()
+    assert (gradient[masks] > 0).any()
     conditions = {name: value.numpy() for name, value in values.items()}
     assert np.array_equal(system.score(images, conditions, masks=masks)["anomaly_score"].to_numpy(), expected)
     write_package(context.config, context.inputs, tmp_path / "package")

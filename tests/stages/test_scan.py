@@ -9,10 +9,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 
 from normscape.config import Config
 from normscape.datasets.cohort import Scan
@@ -20,7 +22,7 @@ from normscape.errors import DataError, UserError
 from normscape.preprocessing.atlas import LPS
 from normscape.report.scan_page import build_scan_page
 from normscape.scoring.conformal import Calibration, Conformal
-from normscape.scoring.maps import ScanMaps
+from normscape.scoring.maps import Rated, ScanMaps
 from normscape.stages.scan import ScanModel, describe, scan_model, score_scan, stripped_by
 from normscape.stages.scan_calibration import grid_settings, p_values, scan_scores
 
@@ -62,6 +64,56 @@ def test_the_map_lies_right(
     assert "odd.nii.gz" in text
     assert (tmp_path / "overlay.png").stat().st_size > 1000
     assert any("Simulated" in note for note in result.notes)
+
+
+def test_a_model_of_whole_scans(
+    scan_path: Path, blob_mm: np.ndarray, model: ScanModel, toy_brain_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    """Prepared at 4 mm as its cohort was, seen as one image at 8 mm: one score, and maps on the scan's own grid."""
+    described = {
+        "name": "some cohort",
+        "source": "table",
+        "settings": {"spacing_mm": 4, "strip": "none", "bias_correction": False},
+    }
+    (tmp_path / "cohort.json").write_text(json.dumps(described))
+    config = toy_brain_config(
+        data={"patches": "whole", "spacing_mm": 8.0, "background": "constant", "root": str(tmp_path)},
+        attributes=toy_brain_config().model_dump()["attributes"][:2],
+        augmentation={"noise_std_max": 0.1},
+        generator={"channels": [8] * 4},
+        discriminator={"channels": [8] * 4},
+        image_size=32,
+    )
+
+    class Whole(type(model.rater)):  # type: ignore[misc]
+        def rate(self, images: torch.Tensor, values: Any, masks: torch.Tensor | None = None) -> Rated:
+            return super().rate(images, values, masks)._replace(gradient=(images + 1) * masks)
+
+    whole = scan_model(config, Whole(), 0.6)
+    assert (whole.atlas.spacing_mm, whole.grid.spacing_mm, whole.grid.mask.shape) == (4.0, 8.0, (32, 32, 32))
+    result = score_scan(Scan(scan_path, "odd", age_years=63.0), whole, tmp_path / "scored")
+    assert result.maps.patches == 1
+    assert np.unique(result.maps.score[result.maps.covered]).size == 1
+    assert describe(result)["score"] == pytest.approx(result.maps.score.max(), abs=1e-4)
+    scan = sitk.ReadImage(str(scan_path))
+    for name in ("anomaly_map", "gradient_map"):
+        found = sitk.ReadImage(str(tmp_path / "scored" / f"{name}.nii.gz"))
+        assert found.GetSize() == scan.GetSize()
+        values = sitk.GetArrayFromImage(found)
+        peak = [int(i) for i in np.unravel_index(values.argmax(), values.shape)][::-1]
+        assert np.linalg.norm(np.array(found.TransformIndexToPhysicalPoint(peak)) - blob_mm) < BLOB_RADIUS_MM
+    text = build_scan_page(result, whole.grid.affine).read_text(encoding="utf-8")
+    assert "the score of the scan" in text
+    assert "gradient_map.nii.gz" in text
+    assert grid_settings(config) == {"steps": config.projection.steps}
+    maps = replace(result.maps, lowest_p=0.25)
+    [one] = p_values(maps, config, None, 7)
+    assert one.sentence.startswith(
+        "p = 0.25: the score of the scan, by its rank among the images of 7 healthy subjects and its own"
+    )
+    odd = config.model_copy(update={"data": config.data.model_copy(update={"spacing_mm": 6.0})})
+    with pytest.raises(DataError, match=r"prepared with voxels of 4 mm, and data\.spacing_mm \(6\) is no multiple"):
+        scan_model(odd, Whole(), 0.6)
 
 
 def test_a_scan_is_compared_with_healthy_scans(scan_path: Path, model: ScanModel, tmp_path: Path) -> None:

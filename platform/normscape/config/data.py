@@ -35,7 +35,7 @@ class DataConfig(Section):
     simulated_subjects: PositiveInt = 200
     """Subjects of the simulated cohort."""
     spacing_mm: PositiveFloat = 2.0
-    """Side of a voxel; the prepared cohort must have the same, or a whole fraction of it: its voxels are then averaged in blocks."""
+    """Side of a voxel; the prepared cohort must have it, or a whole fraction of it: its voxels are then averaged in blocks."""
     patches: Literal["random", "whole"] = "random"
     """What is cut from a scan of a brain: `random` patches, as in the thesis, or the `whole` of it as one image, the cube of
     `image_size` voxels around the middle of the atlas's brain. The position is then no attribute: it is everywhere the same."""
