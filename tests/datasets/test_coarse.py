@@ -52,17 +52,22 @@ def test_a_coarse_grid_lies_where_the_fine_one_does(prepared_cohort: Cohorts) ->
 
 
 def test_padding_moves_nothing(prepared_cohort: Cohorts) -> None:
-    """Every voxel keeps its place and its value, and what is added is background; large volumes stay as they are."""
+    """Every voxel keeps its place and its value, and what is added is background; volumes that hold the cube stay as they are."""
     fine = prepared_cohort()
     wide = padded(fine, 27)
-    assert wide.shape == (27, 28, 27)
+    corner = middle_cube(wide.atlas_mask, 27)
+    assert corner is not None
+    assert min(corner) >= 0
+    assert (np.array(corner) + 27 <= wide.shape).all()
+    assert (np.array(wide.shape) >= fine.shape).all()
     for row in (0, 8):
         place = np.argwhere(fine.masks[row])[::50].astype(float)
         there = np.linalg.inv(wide.affine) @ np.c_[fine.world(place), np.ones(len(place))].T
         index = tuple(there[:3].round().astype(int))
         assert np.array_equal(wide.volumes[row][index], fine.volumes[row][tuple(place.astype(int).T)])
         assert wide.masks[row].sum() == fine.masks[row].sum()
-    assert padded(fine, 24) is fine
+    assert padded(wide, 27) is wide
+    assert padded(fine, 20) is fine  # too small a cube for the brain
 
 
 def test_a_spacing_that_is_no_multiple_is_left_alone(prepared_cohort: Cohorts) -> None:
@@ -79,9 +84,9 @@ def test_a_spacing_that_is_no_multiple_is_left_alone(prepared_cohort: Cohorts) -
 
 
 def test_the_cube_around_a_mask() -> None:
-    """It holds the mask, in its middle where the volume allows; a mask that is too long has none."""
+    """It holds the mask in its middle, and may leave the volume; a mask that is too long has none."""
     mask = np.zeros((20, 20, 20), np.uint8)
     mask[5:11, 8:10, 16:20] = 1
-    assert middle_cube(mask, 8) == (4, 5, 12)  # 14 along the last axis would leave the volume
-    assert middle_cube(mask, 6) == (5, 6, 14)
+    assert middle_cube(mask, 8) == (4, 5, 14)
+    assert middle_cube(mask, 6) == (5, 6, 15)
     assert middle_cube(mask, 5) is None

@@ -255,12 +255,12 @@ def test_a_whole_scan_is_one_patch(prepared_cohort: Cohorts) -> None:
     assert source.whole
     assert torch.bincount(samples.subject).tolist() == [2, 1, 1, 1, 1, 1, 1]
     assert samples.images.shape == (1, WHOLE, WHOLE, WHOLE)
-    assert min(source.cohort.shape) == WHOLE  # 13 x 14 x 12, padded
+    assert min(source.cohort.shape) >= WHOLE  # 13 x 14 x 12, padded
     found = np.argwhere(source.cohort.atlas_mask)
     middle = (found.min(0) + found.max(0)) / 2
     assert (source.center == source.center[0]).all()
-    assert (np.abs(source.center[0] - 0.5 - middle) <= 1).all()
-    assert (samples.values["position_mm"].abs() <= 4.0).all()
+    assert (np.abs(source.center[0] - 0.5 - middle) <= 0.5).all()
+    assert (samples.values["position_mm"].abs() <= 2.0).all()  # half a voxel, where sides are odd
     masks = source.masks(torch.arange(len(source)))
     inside = source.cohort.masks[source.scan].reshape(len(source), -1).sum(1)
     assert masks.flatten(1).sum(1).tolist() == inside.tolist()  # nothing of a brain is cut off

@@ -90,7 +90,8 @@ def test_a_model_of_whole_scans(
             return super().rate(images, values, masks)._replace(gradient=(images + 1) * masks)
 
     whole = scan_model(config, Whole(), 0.6)
-    assert (whole.atlas.spacing_mm, whole.grid.spacing_mm, whole.grid.mask.shape) == (4.0, 8.0, (32, 32, 32))
+    assert (whole.atlas.spacing_mm, whole.grid.spacing_mm) == (4.0, 8.0)
+    assert min(whole.grid.mask.shape) >= 32
     result = score_scan(Scan(scan_path, "odd", age_years=63.0), whole, tmp_path / "scored")
     assert result.maps.patches == 1
     assert np.unique(result.maps.score[result.maps.covered]).size == 1

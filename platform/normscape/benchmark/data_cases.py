@@ -21,6 +21,7 @@ from normscape.benchmark.timing import measure, measure_long
 from normscape.config import Config
 from normscape.datasets.chairs import ChairRenderer, chair_names, load_chair
 from normscape.datasets.cohort import Scan
+from normscape.datasets.patches import simulated_spacing
 from normscape.datasets.samples import SampleSet, load_samples
 from normscape.datasets.simulated import simulate_cohort
 from normscape.training.batches import draw_masks, draw_real
@@ -105,7 +106,7 @@ def preprocessing(bench: Bench) -> None:
     from normscape.preprocessing.scan import prepare_scan
     from normscape.preprocessing.settings import PreprocessingSettings
 
-    settings = PreprocessingSettings(spacing_mm=round(data.spacing_mm), strip="mask")
+    settings = PreprocessingSettings(spacing_mm=simulated_spacing(data.spacing_mm), strip="mask")
     atlas = load_atlas(settings.spacing_mm)
     with tempfile.TemporaryDirectory(prefix="normscape-benchmark-") as text:
         folder = Path(text)

@@ -1,4 +1,4 @@
-"""Prepared cohorts on other grids: coarser voxels, and volumes that hold a cube of a given side.
+"""Prepared cohorts on other grids: coarser voxels, and volumes that hold a cube around the brain.
 
 A brain of 32 voxels a side has voxels of about 6 mm, at which no scan is prepared: registration and masks want finer ones. So a
 coarse cohort is made of a prepared one, by means of blocks of whole voxels, which is a down-sampling without aliasing. It is
@@ -89,14 +89,20 @@ def _blocks(
 
 
 def padded(cohort: PreparedCohort, side: int) -> PreparedCohort:
-    """The same scans in volumes of at least `side` voxels along each axis, with background around, in memory.
+    """The same scans with background around, in memory, so that volumes hold the cube around the middle of the atlas's brain.
 
-    The cohort as it is where its volumes are as large.
+    The cohort as it is where they do, and where the brain does not fit into the cube.
+
+    Args:
+        cohort: any.
+        side: of the cube, in voxels.
     """
-    missing = [max(side - length, 0) for length in cohort.shape]
-    if not any(missing):
+    corner = middle_cube(cohort.atlas_mask, side)
+    if corner is None:
         return cohort
-    around = [(count // 2, count - count // 2) for count in missing]
+    around = [(max(-first, 0), max(first + side - length, 0)) for first, length in zip(corner, cohort.shape, strict=True)]
+    if not np.any(around):
+        return cohort
     affine = cohort.affine.copy()
     affine[:3, 3] = cohort.world(-np.array([before for before, _ in around], np.float64))
     return replace(
@@ -110,18 +116,17 @@ def padded(cohort: PreparedCohort, side: int) -> PreparedCohort:
 
 
 def middle_cube(mask: NDArray[np.uint8], side: int) -> tuple[int, ...] | None:
-    """First voxel z, y, x of the cube in the volume around the middle of a mask's bounding box; None where it cannot hold that.
+    """First voxel z, y, x of the cube around the middle of a mask's bounding box, maybe outside of the volume.
+
+    None where the cube cannot hold the mask.
 
     Args:
-        mask: (Z, Y, X), no side smaller than the cube's.
+        mask: (Z, Y, X).
         side: of the cube, in voxels.
     """
     found = np.argwhere(mask)
     low, high = found.min(0), found.max(0) + 1
-    if (high - low > side).any():
-        return None
-    corner = ((low + high - side) // 2).clip(0, np.array(mask.shape) - side)
-    return tuple(int(first) for first in corner)
+    return None if (high - low > side).any() else tuple(int(first) for first in (low + high - side) // 2)
 
 
 def extent(mask: NDArray[np.uint8]) -> Sequence[int]:

@@ -211,7 +211,7 @@ def whole_center(cohort: PreparedCohort, side: int) -> NDArray[np.int16]:
     """Where the one patch of a whole scan lies: in the middle of the atlas mask's bounding box, (3,) voxels z, y, x.
 
     Args:
-        cohort: with volumes of at least this side.
+        cohort: with volumes that hold the patch, see `padded`.
         side: of the patch, in voxels.
 
     Raises:

@@ -63,7 +63,7 @@ class Slab:
             layers = np.unique(grid[:, axis])
             nearest = layers[np.abs(layers - voxel[axis]).argmin()]
             centres[plane] = grid[grid[:, axis] == nearest]
-            positions[plane] = patch_positions(centres[plane], side, model.frame_mask, model.grid.affine)
+            positions[plane] = patch_positions(centres[plane], side, mask, model.grid.affine)
         return Slab(trained, mask, centres, positions, (voxel[0], voxel[1], voxel[2]))
 
     def frame(self, z: Tensor, values: dict[str, Tensor], plane: str) -> NDArray[np.uint8]:

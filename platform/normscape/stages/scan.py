@@ -65,8 +65,8 @@ class ScanModel:
         threshold: scores above it are called anomalous.
         settings: the preprocessing that the model's scans had.
         atlas: at the spacing that scans are prepared with.
-        grid: the same on the grid of the model and of its maps, which may be coarser, or padded to a cube.
-        frame_mask: uint8 (Z, Y, X) on that grid, the atlas mask from whose middle positions count.
+        frame_mask: uint8 (Z, Y, X), the atlas mask from whose middle positions count.
+        grid: atlas and that mask on the grid of the model and of its maps, which may be coarser, or padded to hold a cube.
         cohort: what the scans that the model learned from are called.
         healthy_scans: scores of whole healthy scans; None where none are known.
         patch_subjects: healthy subjects behind p-values of single patches; 0 where there are none.
@@ -77,8 +77,8 @@ class ScanModel:
     threshold: float
     settings: PreprocessingSettings
     atlas: Atlas
-    grid: Atlas
     frame_mask: NDArray[np.uint8]
+    grid: Atlas
     cohort: str
     healthy_scans: Calibration | None = None
     patch_subjects: int = 0
@@ -131,9 +131,10 @@ def scan_model(config: Config, rater: PatchRater, threshold: float, *, cohort_fi
     if path and not described:
         raise DataError(f"{path}: expected the description of the cohort that the model learned from, found none")
     simulated = described.get("source") == SIMULATED
+    spacing = described.get("spacing_mm", simulated_spacing(config.data.spacing_mm))
     given: dict[str, Any] = {} if simulated else described.get("settings", {})
     try:
-        settings = PreprocessingSettings.model_validate({"spacing_mm": simulated_spacing(config.data.spacing_mm)} | given)
+        settings = PreprocessingSettings.model_validate({"spacing_mm": round(spacing)} | given)
     except ValidationError as error:
         raise DataError(f"{path}: not the settings of a preprocessing ({error.errors()[0]['msg']})") from error
     atlas = load_atlas(settings.spacing_mm, settings.atlas)
@@ -148,14 +149,12 @@ def scan_model(config: Config, rater: PatchRater, threshold: float, *, cohort_fi
         none.astype(np.float16), none.astype(np.uint8), atlas.t1, frame,
     )  # fmt: skip
     placed = _gridded(empty, config)
-    grid = (
-        atlas
-        if placed is empty
-        else replace(atlas, spacing_mm=placed.spacing_mm, t1=placed.atlas, mask=placed.atlas_mask, origin=placed.affine[:3, 3])
-    )
+    grid = replace(
+        atlas, spacing_mm=placed.spacing_mm, t1=placed.atlas, mask=placed.atlas_mask, origin=placed.affine[:3, 3]
+    )  # fmt: skip
     known = rater.healthy.scores.values() if isinstance(rater, ScoredSystem) and rater.healthy is not None else ()
     return ScanModel(
-        config, rater, threshold, settings, atlas, grid, placed.atlas_mask, str(described.get("name", "")),
+        config, rater, threshold, settings, atlas, frame, grid, str(described.get("name", "")),
         healthy_scans=rater.healthy_scans if isinstance(rater, ScoredSystem) else None,
         patch_subjects=max((one.subjects for one in known), default=0),
     )  # fmt: skip
@@ -259,9 +258,9 @@ def _patches(scan: Scan, prepared: PreparedScan, model: ScanModel, folder: Path)
     subjects = pa.Table.from_pylist([person | {"scan": str(scan.path)}], schema=SUBJECT_SCHEMA)
     cohort = PreparedCohort(
         folder, scan.name, "table", model.atlas.spacing_mm, model.atlas.affine, subjects,
-        t1[None].astype(np.float16), mask[None], model.atlas.t1, model.atlas.mask,
+        t1[None].astype(np.float16), mask[None], model.atlas.t1, model.frame_mask,
     )  # fmt: skip
-    cohort = replace(_gridded(cohort, model.config), atlas=model.grid.t1, atlas_mask=model.frame_mask)
+    cohort = _gridded(cohort, model.config)
     try:
         measured = measure_contrast(cohort.volumes[0][cohort.masks[0] > 0])
     except DataError as error:
