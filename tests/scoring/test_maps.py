@@ -119,7 +119,8 @@ def test_a_whole_scan_is_rated_once(prepared_cohort: Callable[..., PreparedCohor
         assert maps.score.shape == source.cohort.shape
         assert np.unique(maps.score[maps.covered]).size == 1
         assert maps.gradient is not None
-        np.testing.assert_allclose(maps.gradient[maps.covered], np.abs(seen[maps.covered]), atol=2e-3)
+        steep = np.abs(seen[maps.covered])
+        np.testing.assert_allclose(maps.gradient[maps.covered], steep / steep.mean(), atol=5e-3)
     [plain] = scan_maps(grid, {"age": "age_years"}, Brightness(), batch_size=7)
     assert plain.gradient is None
 

@@ -34,6 +34,8 @@ EXCESS_SHOWN = 8.0
 """Standard deviations beyond the usual that are brightest in pictures."""
 UNUSUAL = 0.05
 """p-value up to which a patch counts as unusual."""
+TINY = 1e-30
+"""Least mean of a gradient; one that is 0 everywhere stays so."""
 EXCESS_HALF = 4.0
 """Standard deviations beyond the usual at which a voxel takes half of its patches' score: 1 voxel in 200 of a healthy brain."""
 
@@ -95,7 +97,8 @@ class ScanMaps:
         lowest_p: least p-value of a patch, ranked among all patches of the scan and of healthy subjects; NaN where none is known.
         unusual: share of the patches with a p-value of at most `UNUSUAL`, which is as much in a healthy scan, on average; NaN
             likewise.
-        gradient: where a change of the image would change most how unusual it is; None where nothing tells.
+        gradient: where a change of the image would change most how unusual it is, its mean over covered voxels being 1; None
+            where nothing tells.
     """
 
     image: Volume
@@ -217,7 +220,7 @@ class _Blenders:
         values = {name: torch.cat([known[name] for _, known in self.rated]) for name in self.columns}
         p = self.rater.p_values(scores, values, one_subject=True) if isinstance(self.rater, PValueGiver) else None
         lowest, unusual = (math.nan, math.nan) if p is None else (float(p.min()), float((p <= UNUSUAL).mean()))
-        gradient = slope if bool(self.gradient.covered.any()) else None
+        gradient = slope / max(float(slope[covered.numpy()].mean()), TINY) if bool(self.gradient.covered.any()) else None
         return ScanMaps(image, rebuilt, score, residual, excess, covered.numpy(), len(scores), lowest, unusual, gradient)
 
 

@@ -10,7 +10,7 @@ Writes, volumes as NIfTI on the atlas's grid:
 - `maps/<name>_{scan,reconstruction,anomaly,score,residual,excess,gradient}.nii.gz`: the anomaly map of `normscape.scoring.maps`;
   `score`, that of the patches alone; `excess`, by how many standard deviations a voxel leaves what is usual for the scan's age at
   its place (`normscape.inversion.normals`), missing where places are not known; `gradient`, how much a change of a voxel would
-  change how unusual the encoder finds the image, missing where there is none;
+  change how unusual the encoder finds the image, in units of its mean over the brain, missing where there is none;
 - `regions.parquet`: name, and the columns of `normscape.scoring.maps.REGION_SCHEMA`, above the anomaly map's threshold;
 - `generated.npy` uint8 (identities, ages, 1, H, W), `maps.npy` uint8 (maps, 5, 1, H, W): slices for the page, described in
   `slices.json`; the five are scan, reconstruction, anomaly, excess and blot;

@@ -10,7 +10,7 @@ brain are projected and scored; the map is brought back onto the scan's own grid
 - `excess_map.nii.gz`: likewise, by how many standard deviations a voxel leaves what is usual for this age at its place; finer
   than the score, which is that of whole patches (`normscape.inversion.normals`);
 - `gradient_map.nii.gz`: likewise, how much a change of a voxel would change how unusual the encoder finds the image
-  (`normscape.inversion.projector.Projector.gradient`); only where there is an encoder;
+  (`normscape.inversion.projector.Projector.gradient`), in units of its mean over the brain; only where there is an encoder;
 - `regions.csv`: the most abnormal regions, `normscape.scoring.maps.REGION_SCHEMA`;
 - `preprocessed/`: what the preprocessing left.
 
