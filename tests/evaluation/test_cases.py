@@ -31,6 +31,16 @@ def test_rows_are_distinct_and_even_over_subjects() -> None:
     assert not torch.equal(normal, choose_rows(subject, 12, 0, "healthy", halves=True)[0])
 
 
+def test_the_only_image_of_a_subject_is_tested_twice() -> None:
+    """As it is and with anomalies, as whole scans are; whoever has more images has different ones."""
+    normal, other = choose_rows(np.array(["a", "b", "c", "d", "d"]), 9, 0, "test", halves=True)
+    assert set(normal.tolist()) & set(other.tolist()) == {0, 1, 2}
+    assert set(normal.tolist()) | set(other.tolist()) == {0, 1, 2, 3, 4}
+    assert len(normal) == len(other) == 4
+    normal, other = choose_rows(np.array(["a", "b"]), 9, 0, "test", halves=False)
+    assert (len(normal), len(other)) == (2, 0)
+
+
 def test_more_images_begin_with_the_same_ones() -> None:
     """A larger test contains the smaller one."""
     subject = np.repeat(["a", "b", "c"], 30)

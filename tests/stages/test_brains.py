@@ -17,6 +17,7 @@ from normscape.config import Config
 from normscape.datasets.patches import PatchSource
 from normscape.datasets.prepared import PreparedCohort
 from normscape.datasets.samples import load_samples, to_unit_range
+from normscape.scoring.maps import EXCESS_HALF
 from normscape.stages import brains, normals, project, score
 from normscape.stages.core import STAGES, StageContext, stage_keys
 from normscape.stages.prepare import open_prepared
@@ -88,7 +89,7 @@ def test_what_the_stage_writes(context: StageContext, monkeypatch: pytest.Monkey
         assert values["anomaly"].max() == pytest.approx(row["peak_score"], abs=1e-4)
         assert 0 <= values["score"].min() <= values["score"].max() <= 1
         excess = values["excess"]
-        np.testing.assert_allclose(values["anomaly"], values["score"] * excess / (excess + 2), atol=1e-4)
+        np.testing.assert_allclose(values["anomaly"], values["score"] * excess / (excess + EXCESS_HALF), atol=1e-4)
         np.testing.assert_allclose(parts["scan"].affine @ [1, 2, 3, 1], [*cohort.world(np.array([3.0, 2.0, 1.0])), 1])
         assert (values["excess"] >= 0).all()
         assert values["gradient"].max() > 0

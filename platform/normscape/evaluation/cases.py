@@ -1,5 +1,7 @@
 """Cases: the normal images of a role, and other images of the same subjects with an anomaly of each family.
 
+A subject with a single image, as a whole scan is, has no other: that image is tested as it is and with anomalies.
+
 Which rows are normal and which get anomalies is a pure function of the experiment's seed, the role and its subjects; an anomaly
 is one of (seed, row). So every detector, with every seed of its own, sees the same images.
 """
@@ -149,7 +151,7 @@ class Cases:
         role: its name.
         samples: of the role's subjects.
         families: anomaly families by name; none for a role of normal images alone.
-        count: normal images, and as many others that get an anomaly of each family; fewer where there are fewer.
+        count: normal images, and as many that get an anomaly of each family; fewer where there are fewer.
         memory: holds drawn images for the next detector.
 
     Raises:
@@ -169,7 +171,7 @@ class Cases:
         self.images = HealthyImages(samples, config.value_attributes)
         self.normal, self.other = choose_rows(self.images.subject, count, config.seed, role, halves=bool(families))
         if families and not len(self.other):
-            raise DataError(f"role {role}: every subject needs at least two images, one normal and one that gets an anomaly")
+            raise DataError(f"role {role}: there is no image to put an anomaly into")
         self.memory = memory or Memory()
         self._donors = Donors(self.images, config.seed)
 
@@ -216,6 +218,7 @@ def choose_rows(subject: NDArray[np.str_], count: int, seed: int, role: str, *, 
     """Distinct random rows, normal ones and others that get anomalies, of every subject as evenly as can be.
 
     Every subject's rows are shuffled; the first of each are normal, the second get anomalies, and so on, until there are enough.
+    The only row of a subject is both.
 
     Args:
         subject: whose each row is, (N,).
@@ -235,5 +238,6 @@ def choose_rows(subject: NDArray[np.str_], count: int, seed: int, role: str, *, 
     rank[grouped] = np.arange(len(owner)) - np.repeat(np.cumsum(size) - size, size)
     order = np.argsort(rank, kind="stable")
     second = rank[order] % 2 == 1 if halves else np.zeros(len(order), bool)
-    normal, other = (torch.from_numpy(shuffled[order[part]][:count]) for part in (~second, second))
+    both = size[owner[order]] == 1 if halves else second
+    normal, other = (torch.from_numpy(shuffled[order[part]][:count]) for part in (~second, second | both))
     return normal, other
