@@ -220,7 +220,9 @@ class _Blenders:
         values = {name: torch.cat([known[name] for _, known in self.rated]) for name in self.columns}
         p = self.rater.p_values(scores, values, one_subject=True) if isinstance(self.rater, PValueGiver) else None
         lowest, unusual = (math.nan, math.nan) if p is None else (float(p.min()), float((p <= UNUSUAL).mean()))
-        gradient = slope / max(float(slope[covered.numpy()].mean()), TINY) if bool(self.gradient.covered.any()) else None
+        gradient = None
+        if bool(self.gradient.covered.any()):
+            gradient = np.asarray(slope / max(float(slope[covered.numpy()].mean()), TINY), np.float32)
         return ScanMaps(image, rebuilt, score, residual, excess, covered.numpy(), len(scores), lowest, unusual, gradient)
 
 
