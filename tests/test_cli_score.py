@@ -100,7 +100,7 @@ def test_a_scan_from_file_to_page(
     assert 0 < said["p"] <= 1
     assert "have a p of at most 5%" in (out / "index.html").read_text(encoding="utf-8")
     names = {path.name for path in out.iterdir()}
-    maps = {f"{kind}_map.nii.gz" for kind in ("anomaly", "score", "excess", "residual")}
+    maps = {f"{kind}_map.nii.gz" for kind in ("anomaly", "score", "excess", "residual", "gradient")}
     assert names == maps | {"regions.csv", "overlay.png", "index.html", "summary.json", "preprocessed"}
     found, given = (sitk.ReadImage(str(path)) for path in (out / "anomaly_map.nii.gz", scan))
     assert (found.GetSize(), found.GetSpacing()) == (given.GetSize(), given.GetSpacing())
