@@ -31,7 +31,7 @@ class Brightness:
         assert values["age"].unique().tolist() == [63.0]
         weight = masks * hann_window(images.shape[-1])
         score = ((images + 1) / 2 * weight).sum((1, 2, 3, 4)) / weight.sum((1, 2, 3, 4))
-        return Rated(score, torch.full_like(images, -1.0), (images + 1) * masks)
+        return Rated(score, torch.full_like(images, -1.0), 2 * (images + 1) * masks)
 
     def read(self, name: str, images: Tensor) -> Tensor:
         """The age of everybody."""
