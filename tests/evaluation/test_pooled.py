@@ -29,7 +29,7 @@ def _batch(training: Training, rows: Sequence[int]) -> ImageBatch:
 
 @pytest.mark.parametrize("kind", ["chairs", "brains"])
 def test_it_is_the_mean_of_the_log_odds(kind: str, request: pytest.FixtureRequest) -> None:
-    """Of the two detectors as they are by themselves; an image's score does not depend on its batch; maps are their mean."""
+    """Of the two detectors as they are by themselves; an image's score does not depend on its batch."""
     training = replace(request.getfixturevalue(kind), network_images=64)
     pooled = PooledDetector(forest=FOREST, network=NETWORK).fit(training)
     forest = ConditionalDetector(**FOREST).fit(training)
@@ -41,15 +41,19 @@ def test_it_is_the_mean_of_the_log_odds(kind: str, request: pytest.FixtureReques
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     assert found.shape == (8,)
     np.testing.assert_allclose(pooled.decision_function(batch.rows(slice(3, 4))), found[3:4], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(pooled.anomaly_map(batch), (forest.anomaly_map(batch) + network.anomaly_map(batch)) / 2)
+    # the map is the forest's with another probability
+    ratio = torch.from_numpy(1 / (1 + np.exp(-expected)) / forest.decision_function(batch)).float()
+    placed = forest.anomaly_map(batch) * ratio.view(-1, *[1] * (batch.images.ndim - 1))
+    torch.testing.assert_close(pooled.anomaly_map(batch), placed, rtol=1e-4, atol=1e-6)
 
 
-def test_forests_that_are_sure_leave_finite_odds(chairs: Training) -> None:  # noqa: F811
+def test_forests_that_are_sure_leave_finite_odds(chairs: Training, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     """Where all trees agree, the network still has a say."""
     pooled = PooledDetector(forest=FOREST, network=NETWORK)
     pooled.least_ = 0.5 / 300
-    odds = pooled._log_odds(np.array([0.0, 0.5, 1.0]))
-    np.testing.assert_allclose(odds, [-np.log(599), 0.0, np.log(599)], rtol=1e-9)
+    monkeypatch.setattr(pooled.network, "decision_function", lambda batch: np.array([1.0, 0.0, 2.0]))
+    odds = pooled._pooled(np.array([0.0, 0.5, 1.0]), _batch(chairs, range(3)))
+    np.testing.assert_allclose(odds, [(1 - np.log(599)) / 2, 0.0, (2 + np.log(599)) / 2], rtol=1e-9)
 
 
 def test_settings_reach_the_members() -> None:

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-import numpy as np
+from scipy.special import expit, logit
 from torch import Tensor
 
 from normscape.baselines import Scores, Training
 from normscape.datasets.batches import ImageBatch
-from normscape.evaluation.conditional import ConditionalDetector
+from normscape.evaluation.conditional import ConditionalDetector, place_scores
 from normscape.evaluation.network import ConditionalNetwork
+from normscape.evaluation.usual import matrix
 
 
 class PooledDetector:
@@ -53,12 +54,18 @@ class PooledDetector:
 
     def decision_function(self, batch: ImageBatch) -> Scores:
         """Mean log odds (B,) that an image has an anomaly, where half of them do."""
-        return (self._log_odds(self.forest.decision_function(batch)) + self.network.decision_function(batch)) / 2
+        return self._pooled(self.forest.decision_function(batch), batch)
 
     def anomaly_map(self, batch: ImageBatch) -> Tensor:
-        """The mean of both maps, float32 (B, 1, *S) in [0, 1]; 0 outside of the masks."""
-        return (self.forest.anomaly_map(batch) + self.network.anomaly_map(batch)) / 2
+        """The probability of those odds, placed by the excess over what is usual, float32 (B, 1, *S); see `place_scores`.
 
-    def _log_odds(self, probability: Scores) -> Scores:
-        kept = np.clip(probability, self.least_, 1 - self.least_)
-        return np.log(kept) - np.log1p(-kept)
+        The network's own map is left out: it shows where something looks like an anomaly of the training, and misses what is
+        merely unusual.
+        """
+        images, columns = self.forest.features.of(batch)
+        forest = self.forest.forest_.decision_function(matrix(columns, self.forest.columns_))
+        return place_scores(expit(self._pooled(forest, batch)), images)
+
+    def _pooled(self, forest: Scores, batch: ImageBatch) -> Scores:
+        """Mean log odds, from the forest's probabilities (B,) of the same images."""
+        return (logit(forest.clip(self.least_, 1 - self.least_)) + self.network.decision_function(batch)) / 2
