@@ -14,7 +14,7 @@ from normscape.baselines import Training, load_detector
 from normscape.config import PluginConfig
 from normscape.datasets.batches import ImageBatch
 from normscape.errors import ConfigError
-from normscape.evaluation.conditional import ConditionalDetector
+from normscape.evaluation.conditional import ConditionalDetector, place_scores
 from normscape.evaluation.network import ConditionalNetwork
 from normscape.evaluation.pooled import PooledDetector
 from tests.evaluation.test_conditional import brains, chairs, toy_settings_of  # noqa: F401  (fixtures)
@@ -41,10 +41,9 @@ def test_it_is_the_mean_of_the_log_odds(kind: str, request: pytest.FixtureReques
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     assert found.shape == (8,)
     np.testing.assert_allclose(pooled.decision_function(batch.rows(slice(3, 4))), found[3:4], rtol=1e-4, atol=1e-5)
-    # the map is the forest's with another probability
-    ratio = torch.from_numpy(1 / (1 + np.exp(-expected)) / forest.decision_function(batch)).float()
-    placed = forest.anomaly_map(batch) * ratio.view(-1, *[1] * (batch.images.ndim - 1))
+    placed = place_scores(1 / (1 + np.exp(-expected)), forest.features.of(batch)[0])
     torch.testing.assert_close(pooled.anomaly_map(batch), placed, rtol=1e-4, atol=1e-6)
+    assert placed.amax() > 0
 
 
 def test_forests_that_are_sure_leave_finite_odds(chairs: Training, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
