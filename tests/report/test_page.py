@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -183,32 +181,3 @@ def test_other_attributes_and_volumes(small_run: Any, tmp_path: Path) -> None:
     assert "Asked age" in found.text
     assert "30.5 years" in path.read_text(encoding="utf-8")
     assert any(attributes.get("id") == "figure-6-sweep-age" for _, attributes in found.tags)
-
-
-PROBE = """<script>
-const input = document.querySelector("#value");
-input.value = "9";
-input.dispatchEvent(new Event("input"));
-const fits = document.body.scrollWidth <= innerWidth + 1;
-const place = document.querySelector("#slider").style.getPropertyValue("--i");
-document.title = [fits, place, document.querySelector(".frame img").alt].join();
-</script>"""
-QUIET = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-QUIET += ["--disable-component-update", "--disable-sync", "--hide-scrollbars"]
-
-
-@pytest.mark.parametrize("size", ["1200,1000", "390,800"])
-def test_a_browser_shows_the_page(page: Path, tmp_path: Path, size: str) -> None:
-    """Chromium lays the page out without horizontal scrolling, lets its slider move, and draws it."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
-        pytest.skip("chromium is not installed")
-    probe, picture = tmp_path / "probe.html", tmp_path / "page.png"
-    probe.write_text(page.read_text(encoding="utf-8").replace("</body>", PROBE + "</body>"), encoding="utf-8")
-    command = [chromium, *QUIET, f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={size}"]
-    subprocess.run([*command, f"--screenshot={picture}", probe.as_uri()], check=True, capture_output=True, timeout=120)
-    done = subprocess.run([*command, "--dump-dom", probe.as_uri()], check=True, capture_output=True, text=True, timeout=120)
-    title = re.search(r"<title>(.*?)</title>", done.stdout)
-    assert title is not None
-    assert title.group(1) == "true,9,Generated identity 1 at angle 45°"
-    assert len(np.unique(np.asarray(Image.open(picture).convert("L")))) > 50

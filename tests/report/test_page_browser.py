@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from normscape.report.brain_scenes import MOST_CHARACTERS
 from normscape.report.page import build_page
@@ -79,6 +82,18 @@ def test_the_slider_changes_the_pictures(opened: Any) -> None:
     assert before[0] != after[0]
     assert before[1] != after[1]
     assert after[0].endswith(slider.get_attribute("aria-valuetext"))
+
+
+@pytest.mark.parametrize("width", [1200, 390])
+def test_the_page_fits_the_window(opened: Any, width: int) -> None:
+    """No horizontal scrolling on a desk or on a telephone, and something is drawn."""
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    opened.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    fits = "return innerWidth === arguments[0] && document.body.scrollWidth <= innerWidth + 1"
+    assert opened.execute_script(fits, width)
+    drawn = Image.open(io.BytesIO(opened.get_screenshot_as_png())).convert("L")
+    assert len(np.unique(np.asarray(drawn))) > 50
+    opened.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 def test_a_point_shows_its_image_on_focus(opened: Any) -> None:
