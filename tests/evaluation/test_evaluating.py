@@ -73,6 +73,14 @@ def test_thresholds_keep_their_promise_on_healthy_validation(chairs: Prepared) -
             assert (healthy > about["thresholds"][f"{rate:g}"]).mean() <= rate
 
 
+def test_costs_count_what_another_detector_saved(chairs: Prepared) -> None:
+    """Each second once: those of fitting with fitting, those of an image with the image."""
+    found = run(chairs.evaluating(detectors=[detector("saving", "Saving")], own=["saving"]))
+    (costs,) = table(found, "costs")
+    assert costs["fit_seconds"] == pytest.approx(10.0, abs=2.0)
+    assert costs["image_ms"] == pytest.approx(1000.0, rel=0.2)
+
+
 def test_a_second_time_nothing_is_left_to_do(chairs: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
     first = run(chairs)
     monkeypatch.setattr("normscape.evaluation.running.run_unit", None)  # would raise if it were called

@@ -188,6 +188,20 @@ class QuietReader(Deviation):
         return super().fit(training)
 
 
+class Saving(Deviation):
+    """Says that another detector saved it ten seconds in `fit`, and one second for every image that it has scored so far."""
+
+    def fit(self, training: Training) -> Self:
+        """As if it had found something."""
+        self.saved_seconds = 10.0
+        return super().fit(training)
+
+    def decision_function(self, batch: ImageBatch) -> Scores:
+        """The same scores, and more saved."""
+        self.saved_seconds += len(batch)
+        return super().decision_function(batch)
+
+
 class Killed(Deviation):
     """Kills its process, or is interrupted, the first time that it is fitted with one seed."""
 

@@ -164,7 +164,7 @@ class Scorer:
             drawn = cases.drawn(family)
             scores = []
             for batch in cases.batches(drawn, self.bench.config.evaluation.batch_size):
-                began = time.perf_counter() - saved_by(self.detector)
+                began = time.perf_counter() + saved_by(self.detector)
                 with blamed("while it scored images", self.bench.experiment.folder):
                     scores.append(checked_scores(self.detector.decision_function(batch), len(batch)))
                 self.seconds += time.perf_counter() - began + saved_by(self.detector)
