@@ -102,6 +102,12 @@ def put_brains(folder: Path) -> None:
     contrast = yaml.safe_load((folder / "contrast.yaml").read_text(encoding="utf-8"))
     contrast["attributes"][0] |= {"latent_dim": 8, "auxiliary": AUXILIARY}
     (folder / "contrast.yaml").write_text(yaml.safe_dump(contrast, sort_keys=False), encoding="utf-8")
+    volume = {
+        "base": "cpu.yaml", "name": "brain-volume", "attributes": [{"name": "position", "drop": True}],
+        "data": {"patches": "whole", "spacing_mm": 24.0}, "augmentation": {"noise_std_max": 0.1},
+        "projection": {"calibration_samples": 0},  # one person is left, who has one image
+    }  # fmt: skip
+    (folder / "volume.yaml").write_text(yaml.safe_dump(volume, sort_keys=False), encoding="utf-8")
 
 
 def put_scans(desk: Path) -> None:
