@@ -17,6 +17,7 @@ from normscape.cli import main
 from normscape.config import Config
 from normscape.configio import dump_yaml
 from normscape.datasets.simulated import simulate_cohort
+from normscape.evaluation import stage as network
 from normscape.stages import normals, project, score
 from normscape.stages.core import StageContext, folder_name, stage_keys
 from normscape.stages.system import write_package
@@ -48,6 +49,7 @@ def settings() -> dict[str, Any]:
     return {
         "data": {"spacing_mm": 4.0, "simulated_subjects": 7, "patches_per_subject": 24},
         "projection": {"train_samples": 32, "test_samples": 16, "calibration_samples": 16, "steps": 2, "batch_size": 16},
+        "network": {"images": 64, "width": 8},
         "scoring": {"max_depth": [3], "n_estimators": [10], "folds": 2, "bootstrap_samples": 20},
         "brains": {"stride": 6, "batch_size": 64},
     }
@@ -63,13 +65,13 @@ def run_folder(
     folder, keys = tmp_path / "runs" / config.name, stage_keys(config)
     made = untrained_inputs(config, folder)
     inputs: dict[str, Path] = {}
-    for name in ("prepare", "auxiliary", "gan", "controllers", "latents", "normals", "project", "score"):
+    for name in ("prepare", "auxiliary", "gan", "controllers", "latents", "normals", "network", "project", "score"):
         inputs[name] = folder / folder_name(name, keys[name])
         if name in made:
             os.rename(made[name], inputs[name])
         else:
             inputs[name].mkdir()
-            run = {"normals": normals, "project": project, "score": score}[name].run
+            run = {"normals": normals, "network": network, "project": project, "score": score}[name].run
             run(StageContext(config, inputs[name], inputs, torch.device("cpu"), SilentRecorder()))
         (inputs[name] / "manifest.json").write_text(json.dumps({"stage": name, "key": keys[name], "metrics": {}}))
     (folder / "config.yaml").write_text(dump_yaml(config))

@@ -46,15 +46,6 @@ def test_it_is_the_mean_of_the_log_odds(kind: str, request: pytest.FixtureReques
     assert placed.amax() > 0
 
 
-def test_forests_that_are_sure_leave_finite_odds(chairs: Training, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
-    """Where all trees agree, the network still has a say."""
-    pooled = PooledDetector(forest=FOREST, network=NETWORK)
-    pooled.least_ = 0.5 / 300
-    monkeypatch.setattr(pooled.network, "decision_function", lambda batch: np.array([1.0, 0.0, 2.0]))
-    odds = pooled._pooled(np.array([0.0, 0.5, 1.0]), _batch(chairs, range(3)))
-    np.testing.assert_allclose(odds, [(1 - np.log(599)) / 2, 0.0, (2 + np.log(599)) / 2], rtol=1e-9)
-
-
 def test_settings_reach_the_members() -> None:
     """By name; what a member does not take is an error that names it; the stages are those of both."""
     entry = PluginConfig(name="conditional_pooled", settings={"forest": {"linear": 3}, "network": {"images": 7}})

@@ -13,10 +13,12 @@ import torch
 
 from normscape.config import Config
 from normscape.errors import DataError
+from normscape.scoring.detectors import main_detector
 from normscape.scoring.features import read_projections
 from normscape.scoring.forest import ForestDetector
 from normscape.stages.core import StageContext
 from normscape.stages.score import run
+from normscape.stages.system import load_detectors
 from normscape.training.recorder import SilentRecorder
 
 DETECTORS = ["l1", "forest", "forest_residuals", "unsupervised"]
@@ -278,6 +280,33 @@ def test_same_input_same_files(tmp_path: Path, finished: tuple[Path, dict[str, f
         pd.testing.assert_frame_equal(
             pd.read_parquet(folder / f"{name}.parquet"), pd.read_parquet(finished[0] / f"{name}.parquet"), check_exact=True
         )
+
+
+def test_a_network_is_heard_together_with_the_forest(tmp_path: Path) -> None:
+    """Its column makes two more detectors and changes no other: the pool is the mean of the log odds of the forest and of the
+    column, thresholds come from the calibration rows, and the files bring it back."""
+    table = _with_calibration(_table(), shift=0.0)
+    plain, _ = _run(tmp_path / "plain", table)
+    said = np.random.default_rng(5).normal(size=len(table)) + 2 * table["label"] - 1
+    folder, headline = _run(tmp_path / "network", table.assign(network_log_odds=said))
+    found, before = (pd.read_parquet(path / "scores.parquet") for path in (folder, plain))
+    for column in before.columns:
+        np.testing.assert_array_equal(found[column], before[column])
+    least = 0.5 / headline["forest_n_estimators"]
+    forest = found["forest_score"].clip(least, 1 - least)
+    expected = 1 / (1 + np.exp(-(np.log(forest / (1 - forest)) + said) / 2))
+    np.testing.assert_allclose(found["pooled_score"], expected, rtol=1e-9)
+    np.testing.assert_allclose(found["network_score"], said)
+    assert headline["pooled_test_auroc"] > max(headline["forest_test_auroc"], headline["network_test_auroc"]) - 0.02
+    assert headline["pooled_threshold"] != 0.5
+    assert "pooled_false_positives_at_5" in headline
+    detectors = load_detectors(folder)
+    assert main_detector(detectors) == "pooled"
+    fitted = detectors["pooled"]
+    assert fitted.features[-1] == "network_log_odds"
+    features = table.assign(network_log_odds=said)[list(fitted.features)].to_numpy(np.float64)
+    np.testing.assert_allclose(fitted.detector.decision_function(features), found["pooled_score"], rtol=1e-12)
+    assert fitted.detector.threshold_ == headline["pooled_threshold"]
 
 
 def test_shuffled_labels_give_chance(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from normscape.config import Config
 from normscape.configio import dump_yaml
 from normscape.datasets.samples import to_unit_range
 from normscape.errors import CheckpointError, DataError, UserError
+from normscape.evaluation import stage as network
 from normscape.inversion.style_space import WhitenedSubspace, to_tensors
 from normscape.networks.auxiliary import AuxiliaryNetwork
 from normscape.networks.controller import Controller
@@ -131,6 +132,40 @@ def test_scores_equal_those_of_the_stages(run_folder: Path, system: ScoredSystem
         assert np.array_equal(result["anomalous"].to_numpy(), (main > 0.5).astype(int))
         pictures = np.array(result["reconstruction"].to_pylist(), dtype=np.uint8).reshape(-1, 3, 8, 8)
         assert np.array_equal(pictures, rebuilt[rows])
+
+
+def test_a_network_is_part_of_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a conditional network, the pool gives the anomaly score: the same from stages, run and package."""
+    monkeypatch.setenv("NORMSCAPE_CACHE", str(tmp_path / "cache"))
+    config = Config.model_validate(_config().model_dump() | {"network": {"images": 64, "width": 8}})
+    keys = stage_keys(config)
+    folders = {name: tmp_path / "toy" / folder_name(name, key) for name, key in keys.items() if name != "report"}
+    for folder in folders.values():
+        folder.mkdir(parents=True)
+    (tmp_path / "toy" / "config.yaml").write_text(dump_yaml(config))
+    _write_networks(config, folders)
+    for name, stage in (("prepare", prepare), ("network", network), ("project", project), ("score", score)):
+        stage.run(StageContext(config, folders[name], folders, CPU, SilentRecorder()))
+    for name, folder in folders.items():
+        (folder / "manifest.json").write_text(json.dumps({"stage": name, "key": keys[name], "metrics": {}}))
+    images, conditions, table = projected(tmp_path / "toy")
+    rows = np.array(table["split"].to_pylist()) == "test"
+    known = {"angle": conditions["angle"][rows]}
+    stored = pq.read_table(folders["score"] / "scores.parquet")
+    write_package(config, folders, tmp_path / "package")
+    for system in (ScoredSystem.from_run(tmp_path / "toy"), ScoredSystem.from_package(tmp_path / "package")):
+        assert system.main == "pooled"
+        assert system.threshold == system.detectors["pooled"].detector.threshold_
+        found = system.score(images[rows], known)
+        for name in ("pooled", "network", "forest"):
+            expected = stored[f"{name}_score"].to_numpy()[rows]
+            np.testing.assert_allclose(found[f"{name}_score"].to_numpy(), expected, rtol=1e-5, atol=1e-6)
+        assert np.array_equal(found["anomaly_score"], found["pooled_score"])
+        tensors = {"angle": torch.from_numpy(known["angle"])[:, None]}
+        rated = system.rate(to_unit_range(torch.from_numpy(images[rows])), tensors)
+        np.testing.assert_allclose(rated.scores.numpy(), found["anomaly_score"].to_numpy(), rtol=1e-5)
+    outputs = signature(config, table.column_names, system.detectors, p_values=False).outputs
+    assert set(found.column_names) == {column.name for column in outputs} | {"angle_degrees"}
 
 
 def test_the_threshold_is_the_stored_one(run_folder: Path, system: ScoredSystem) -> None:

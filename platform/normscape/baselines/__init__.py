@@ -26,6 +26,18 @@ Draw = Callable[[ImageBatch, Tensor], AnomalyBatch]
 
 
 @dataclass(frozen=True)
+class Checkpoints:
+    """Where a training by gradients keeps what it needs to go on as if it had never been cut off."""
+
+    folder: Path
+    """Holds the newest ones."""
+    digest: str
+    """Identifies what is trained; a checkpoint of something else is refused."""
+    interval: int
+    """Steps from one to the next."""
+
+
+@dataclass(frozen=True)
 class Training:
     """What a detector is fitted to."""
 
@@ -51,6 +63,8 @@ class Training:
     """Called with (done, in all)."""
     kept: Path | None = None
     """Folder for results that other detectors and seeds can use again; nothing is kept when None."""
+    checkpoints: Checkpoints | None = None
+    """Of a detector that trains one network in one go; none are written when None."""
 
 
 class ImageDetector(Protocol):

@@ -10,18 +10,20 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
 
-from normscape.baselines import Training
+from normscape.baselines import Checkpoints, Training
+from normscape.config import Config
 from normscape.datasets.batches import ImageBatch
 from normscape.datasets.samples import to_uint8
 from normscape.errors import DataError
 from normscape.losses.masked import as_mask, within
 from normscape.networks.auxiliary import freeze
 from normscape.networks.values import normalize_value
+from normscape.training.checkpoint import TrainingState
 from normscape.training.seeding import seeded
 
 OUTSIDE = -1.0
@@ -78,6 +80,13 @@ class Inputs:
             self.others = self._normalised({a.name: samples.values[columns[a.name]] for a in self.attributes})
             random = seeded(training.seed, "baseline", "shuffled values")
             self.factors = torch.randint(2**31, (math.prod(training.healthy.shape),), generator=random)
+
+    @classmethod
+    def known(cls, config: Config, device: torch.device) -> Self:
+        """What a network that knows the values sees, once it is trained and there is nothing else of its training."""
+        inputs = cls.__new__(cls)
+        inputs.device, inputs.attributes, inputs.others = device, config.value_attributes, None
+        return inputs
 
     @property
     def width(self) -> int:
@@ -199,10 +208,30 @@ def minimise(
         The losses, float32 (steps,).
     """
     module.train()
-    descent = Descent(module, learning_rate=learning_rate, steps=course.steps - course.done if count is None else count)
-    losses = [descent.step(loss(step)) for step in course.batches(count)]
+    steps = course.steps - course.done if count is None else count
+    descent = Descent(module, learning_rate=learning_rate, steps=steps)
+    kept = course.training.checkpoints
+    if kept is None:
+        losses = collected([descent.step(loss(step)) for step in course.batches(count)])
+    else:
+        losses = _minimise_with_checkpoints(course, module, loss, descent, kept)
     freeze(module)
-    return collected(losses)
+    return losses
+
+
+def _minimise_with_checkpoints(
+    course: Course, module: nn.Module, loss: Callable[[Step], Tensor], descent: Descent, kept: Checkpoints
+) -> Tensor:
+    """The same from the newest checkpoint on; the losses of all steps, float32 (steps,)."""
+    losses = torch.zeros(course.steps, device=next(module.parameters()).device)
+    state = TrainingState(kept.digest, {"network": module}, {"adam": descent.optimizer}, {"losses": losses})
+    course.done = state.load_latest(kept.folder)
+    descent.schedule.last_epoch = course.done  # the rate itself came with the optimiser
+    for step in course.batches():
+        losses[course.done] = descent.step(loss(step))
+        if (course.done + 1) % kept.interval == 0 and course.done + 1 < course.steps:
+            state.save(kept.folder, course.done + 1)
+    return losses.cpu()
 
 
 def collected(losses: list[Tensor]) -> Tensor:

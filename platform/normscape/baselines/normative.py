@@ -115,6 +115,29 @@ class NormativeModel:
         z = (batch.images.to(self.device_) - mean) / deviation
         return z if batch.masks is None else z * batch.masks.to(self.device_)
 
+    def to_tensors(self) -> dict[str, Tensor]:
+        """The fitted model, for a safetensors file."""
+        grid = {"shape": torch.tensor(self.grid_.shape), "low": torch.tensor(self.grid_.low)}
+        grid |= {} if self.grid_.frame is None else {"frame": self.grid_.frame}
+        fitted = {"coefficients": self.coefficients_, "deviation": self.deviation_, "centre": self.centre_, "scale": self.scale_}
+        return grid | {name: tensor.cpu().contiguous() for name, tensor in fitted.items()}
+
+    def restore(self, tensors: Mapping[str, Tensor], config: Config, device: torch.device) -> Self:
+        """Undoes `to_tensors`, for a model of the same settings.
+
+        Raises:
+            KeyError: something is missing.
+        """
+        self.device_ = device
+        self.attributes_ = chosen_conditions(self.conditions, config)
+        self.names_ = tuple(a.name for a in self.attributes_)
+        frame, place = tensors.get("frame"), config.position
+        position = None if frame is None or place is None else place.name
+        self.grid_ = Grid(tuple(tensors["shape"].tolist()), tuple(tensors["low"].tolist()), position, frame)
+        self.coefficients_, self.deviation_ = tensors["coefficients"].to(device), tensors["deviation"].to(device)
+        self.centre_, self.scale_ = tensors["centre"], tensors["scale"]
+        return self
+
     def _scaled(self, columns: Tensor) -> Tensor:
         return (columns - self.centre_) / self.scale_
 

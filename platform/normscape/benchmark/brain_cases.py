@@ -56,10 +56,10 @@ def _random_system(bench: Bench, grid: PatchSource) -> ScoredSystem:
     Raises:
         ImportError: a package that forests need is not installed.
     """
+    from normscape.scoring.detectors import MAIN_DETECTORS
     from normscape.scoring.features import feature_columns
     from normscape.scoring.forest import ForestDetector
     from normscape.stages.system import (
-        MAIN_DETECTOR,
         FittedDetector,
         ScoredSystem,
         condition_columns,
@@ -81,4 +81,4 @@ def _random_system(bench: Bench, grid: PatchSource) -> ScoredSystem:
     label = np.arange(_FOREST_ROWS) % 2
     forest.fit(noise, label, label.astype(str))
     projector = random_projector(config, auxiliaries, bench.device, whole=True)
-    return ScoredSystem(config, projector, {MAIN_DETECTOR: FittedDetector(forest, tuple(names))})
+    return ScoredSystem(config, projector, {MAIN_DETECTORS[-1]: FittedDetector(forest, tuple(names))})

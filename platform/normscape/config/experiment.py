@@ -11,7 +11,7 @@ from normscape.config.attributes import POSITION_COLUMN, AttributeConfig
 from normscape.config.data import AugmentationConfig, DataConfig
 from normscape.config.evaluation import EvaluationConfig
 from normscape.config.fields import NonNegativeInt, PositiveInt, Section
-from normscape.config.scoring import BrainsConfig, NormalsConfig, ProjectionConfig, ScoringConfig
+from normscape.config.scoring import BrainsConfig, NetworkConfig, NormalsConfig, ProjectionConfig, ScoringConfig
 from normscape.config.training import (
     ControllerConfig,
     DiscriminatorConfig,
@@ -61,6 +61,8 @@ class Config(Section):
     """Style space."""
     normals: NormalsConfig = NormalsConfig()
     """Usual residuals at each place."""
+    network: NetworkConfig = NetworkConfig()
+    """Conditional network."""
     projection: ProjectionConfig = ProjectionConfig()
     """Projection."""
     scoring: ScoringConfig = ScoringConfig()

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from normscape.config.evaluation import Plugin, PluginConfig
 from normscape.config.fields import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
 
 FeatureSet = Literal["thesis", "residuals", "flat"]
@@ -20,6 +21,25 @@ class NormalsConfig(Section):
     """Normal training patches whose residuals are gathered."""
     smoothing_mm: PositiveFloat = 1.0
     """Standard deviation of the Gaussian that pools neighbouring voxels."""
+
+
+class NetworkConfig(Section):
+    """The conditional network: sees an image beside what is usual there, learns from synthetic anomalies, is heard with the forest."""
+
+    images: NonNegativeInt = 0
+    """Normal training images that it looks at, repeats counted; every second one gets an anomaly. 0: no such network."""
+    families: Annotated[tuple[Plugin, ...], Field(min_length=1)] = (PluginConfig(name="standard"),)
+    """Anomaly families that it learns from, in turn."""
+    width: PositiveInt | None = None
+    """Channels of the U-Net's finest stage; 48 in 2D and 24 in 3D when empty."""
+    batch_size: PositiveInt = 32
+    """Images a step."""
+    learning_rate: PositiveFloat = 0.002
+    """Adam's learning rate at the start; it falls to 0 along half a cosine."""
+    map_weight: NonNegativeFloat = 5.0
+    """Weight of the cross-entropy of the places, beside that of the image."""
+    checkpoint_interval: PositiveInt = 1000
+    """Steps from one checkpoint to the next."""
 
 
 class ProjectionConfig(Section):

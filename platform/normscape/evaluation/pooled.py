@@ -1,8 +1,6 @@
 """The conditional detector with two pairs of eyes: the forest on the projection, and the network on the image.
 
-They fail differently. The forest knows dozens of residuals and needs few images; the network sees shapes and textures that nobody
-put into a number. Both say how likely an anomaly is where half of the images have one, so their log odds can be averaged: the
-logarithmic opinion pool (Genest and Zidek 1986), which has nothing to be fitted.
+See `normscape.scoring.pooled`; the system of a run does the same with the network of its stage `network`.
 """
 
 from __future__ import annotations
@@ -10,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from scipy.special import expit, logit
+from scipy.special import expit
 from torch import Tensor
 
 from normscape.baselines import Scores, Training
@@ -18,6 +16,7 @@ from normscape.datasets.batches import ImageBatch
 from normscape.evaluation.conditional import ConditionalDetector, place_scores
 from normscape.evaluation.network import ConditionalNetwork
 from normscape.evaluation.usual import matrix
+from normscape.scoring.pooled import mean_log_odds
 
 
 class PooledDetector:
@@ -32,7 +31,6 @@ class PooledDetector:
     """
 
     supervision: Literal["none", "synthetic"] = "synthetic"
-    least_: float  # probability that the forest's are kept from 0 and 1 by
 
     def __init__(self, *, forest: Mapping[str, Any] | None = None, network: Mapping[str, Any] | None = None) -> None:
         self.forest = ConditionalDetector(**(forest or {}))
@@ -43,8 +41,6 @@ class PooledDetector:
         """Fit both; see there."""
         self.forest.fit(training)
         self.network.fit(training)
-        # where all trees agree, the odds are taken for those of half a tree's doubt: they must not be infinite
-        self.least_ = 0.5 / len(self.forest.forest_.forest_.estimators_)
         return self
 
     @property
@@ -68,4 +64,5 @@ class PooledDetector:
 
     def _pooled(self, forest: Scores, batch: ImageBatch) -> Scores:
         """Mean log odds, from the forest's probabilities (B,) of the same images."""
-        return (logit(forest.clip(self.least_, 1 - self.least_)) + self.network.decision_function(batch)) / 2
+        trees = len(self.forest.forest_.forest_.estimators_)
+        return mean_log_odds(forest, self.network.decision_function(batch), trees)

@@ -11,6 +11,7 @@ from normscape.report.figures import Stratum
 from normscape.report.source import Source, Table, rows, unique, where
 from normscape.report.tables import Grid, Headline, reference
 from normscape.report.words import detector_name, number, percent, quantity, split_name, title
+from normscape.scoring.detectors import MAIN_DETECTORS, main_detector
 from normscape.scoring.metrics import auroc, bootstrap_by_subject
 
 STRATA_RESAMPLES = 200
@@ -23,7 +24,7 @@ PROPERTIES = {
 
 
 def headlines(source: Source) -> list[Headline]:
-    """Accuracy and area of the forest on test images."""
+    """Accuracy and area of the detector that gives the anomaly score on test images."""
     return [headline for metric in ("accuracy", "auroc") if (headline := _detection_headline(source, metric))]
 
 
@@ -34,14 +35,17 @@ def _metric(source: Source, detector: str, split: str, metric: str) -> Table | N
 
 
 def _detection_headline(source: Source, metric: str) -> Headline | None:
-    row = _metric(source, "forest", "test", metric)
-    if row is None:
+    rows_of = {name: row for name in MAIN_DETECTORS if (row := _metric(source, name, "test", metric)) is not None}
+    if not rows_of:
         return None
-    value, low, high, thesis = (float(row[n][0]) for n in ("value", "low", "high", "thesis"))
+    name = main_detector(rows_of)
+    value, low, high = (float(rows_of[name][n][0]) for n in ("value", "low", "high"))
+    thesis = float(rows_of["forest"]["thesis"][0]) if "forest" in rows_of else math.nan
+    who = "forest" if name == "forest" else detector_name(name)
     share = metric == "accuracy"
     show = percent if share else number
     return Headline(
-        "Accuracy of the forest, test" if share else "Area under the ROC curve, forest, test",
+        f"Accuracy of the {who}, test" if share else f"Area under the ROC curve, {who}, test",
         show(value),
         _between(low, high, 1 if share else 3, share=share),
         f"thesis {show(thesis)}" if math.isfinite(thesis) else "",

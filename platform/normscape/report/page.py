@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 import numpy as np
+from scipy.special import expit
 
 import normscape
 from normscape.config import Config
@@ -21,6 +22,7 @@ from normscape.report.scatter import image_facts
 from normscape.report.source import Source, rows
 from normscape.report.thesis import DATA_NAMES
 from normscape.report.words import detector_name, duration, number
+from normscape.scoring.detectors import MAIN_DETECTORS, main_detector
 
 if TYPE_CHECKING:
     from normscape.stages.core import StageContext
@@ -181,13 +183,13 @@ def _mistakes(source: Source) -> dict[str, Any] | None:
     names = detection.detectors(scored)
     if not names:
         return None
-    detector = "forest" if "forest" in names else names[0]
+    detector = main_detector(names) if set(names) & set(MAIN_DETECTORS) else names[0]
     score = scored[f"{detector}_score"].astype(float)
     worst: dict[str, list[int]] = {}
     for side, kind, sign in (("alarms", 0, -1.0), ("misses", 1, 1.0)):
         candidates = np.flatnonzero((scored["split"] == "test") & (scored["label"] == kind))
         worst[side] = candidates[np.argsort(sign * score[candidates], kind="stable")][:WORST].tolist()
-    why = forest_reasons(source, [row for side in worst.values() for row in side]) if detector == "forest" else None
+    why = forest_reasons(source, [row for side in worst.values() for row in side]) if detector in MAIN_DETECTORS else None
     sides = {
         side: [_mistake(source, scored, inputs, rebuilt, row, score, why.of[row] if why else []) for row in chosen]
         for side, chosen in worst.items()
@@ -197,6 +199,7 @@ def _mistakes(source: Source) -> dict[str, Any] | None:
         "detector": detector_name(detector),
         "threshold": number(threshold) if threshold is not None else "",
         "bias": number(why.bias) if why else "",
+        "moved": "the forest's score" if detector == "pooled" else "the score",
         "usual": why.compared if why else "",
         **sides,
     }
@@ -215,4 +218,7 @@ def _mistake(
     difference = (255 - np.minimum(255, 2 * np.abs(image.astype(int) - copy.astype(int)))).astype(np.uint8)
     shown, again, apart = (plots.data_uri(pictures.image_png(pixels)) for pixels in (image, copy, difference))
     facts = image_facts(source.config, table, row)
+    if "pooled_score" in table:  # the two that it listens to, as probabilities
+        said = (float(table["forest_score"][row]), float(expit(table["network_score"][row])))
+        facts += ", by itself the forest says {}, the network {}".format(*map(number, said))
     return Mistake(shown, again, apart, number(float(score[row])), facts, [reason.sentence for reason in why])

@@ -17,6 +17,7 @@ from normscape.config import Config
 from normscape.report import detection, pictures, plots
 from normscape.report.source import Source, rows
 from normscape.report.words import detector_name, number, with_unit
+from normscape.scoring.detectors import MAIN_DETECTORS, main_detector
 
 PREFIX = "coordinates/"
 MOST_POINTS = 150
@@ -75,7 +76,7 @@ def content(source: Source) -> dict[str, Any] | None:
         return None
     scored = detection.scored_projections(source)
     detectors = detection.detectors(scored) if scored is not None else []
-    detector = "forest" if "forest" in detectors else detectors[0] if detectors else ""
+    detector = main_detector(detectors) if set(detectors) & set(MAIN_DETECTORS) else detectors[0] if detectors else ""
     points = []
     for row in chosen:
         score = number(float(scored[f"{detector}_score"][row])) if scored is not None and detector else ""

@@ -10,6 +10,8 @@ _DETECTORS = {
     "forest_flat": "forest, flat places weighed",
     "forest_residuals": "forest, plain residuals",
     "forest_thesis": "forest, thesis's features",
+    "network": "network, image beside what is usual",
+    "pooled": "forest and network together",
     "atlas": "atlas threshold, no generator",
     "unsupervised": "unsupervised, no blots seen",
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -14,9 +14,25 @@ from sklearn.model_selection import StratifiedGroupKFold
 from normscape.errors import DataError
 from normscape.scoring.thresholds import best_accuracy_threshold
 
+MAIN_DETECTORS = ("pooled", "forest")
+"""The first of them that a run has gives the anomaly score: the forest on the features that `scoring.features` names, heard
+together with the conditional network where there is one."""
 Array = NDArray[np.float64]
 Labels = NDArray[np.int64]
 Groups = NDArray[Any]
+
+
+def main_detector(names: Iterable[str]) -> str:
+    """The one of these detectors that gives the anomaly score.
+
+    Raises:
+        ValueError: none of them does.
+    """
+    there = set(names)
+    for name in MAIN_DETECTORS:
+        if name in there:
+            return name
+    raise ValueError(f"expected one of {', '.join(MAIN_DETECTORS)}, found {', '.join(sorted(there)) or 'no detector'}")
 
 
 class Detector(Protocol):

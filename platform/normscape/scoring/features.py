@@ -23,6 +23,8 @@ ATLAS_COLUMN = "residual_atlas_z4"
 """The yardstick: how unlike the mean of the normal images at its place the worst quarter of a patch's side is."""
 READ_BY_NETWORKS = re.compile(rf"({RESIDUAL_PREFIX}|masked/|spread/)(output|condition)_")
 """What auxiliary networks read from image and reconstruction, and from the image against the known value."""
+NETWORK_COLUMN = "network_log_odds"
+"""What the conditional network says of the image itself; only where an experiment has one."""
 ID_COLUMNS = ("sample_id", "subject", "split", "label")
 SPLITS = ("train", "test")
 CALIBRATION = "calibration"

@@ -94,7 +94,7 @@ class Stage:
 
     def exists(self, config: Config) -> bool:
         """Whether the experiment has this stage."""
-        return self.source in ("", config.data.source)
+        return self.source in ("", config.data.source) and (self.name != "network" or config.network.images > 0)
 
 
 _UNREAD_BY_AUXILIARY = ("latent_dim", "grids", "tau_same", "tau_different", "weight_same", "weight_different")
@@ -125,10 +125,12 @@ STAGES: tuple[Stage, ...] = (
         module="normscape.stages.normals",
         source="brain",
     ),
+    # Without `network.images` it does not exist, and what follows is as if there were no such stage.
+    Stage("network", ("network",), ("prepare",), omit=("network.checkpoint_interval",), module="normscape.evaluation.stage"),
     Stage(
         "project",
         ("projection",),
-        ("prepare", "auxiliary", "gan", "controllers", "latents", "normals"),
+        ("prepare", "auxiliary", "gan", "controllers", "latents", "normals", "network"),
         version=5,
         module="normscape.stages.project",
     ),
@@ -136,7 +138,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "brains",
         ("brains",),
-        ("prepare", "auxiliary", "gan", "controllers", "latents", "normals", "project", "score"),
+        ("prepare", "auxiliary", "gan", "controllers", "latents", "normals", "network", "project", "score"),
         version=2,
         module="normscape.stages.brains",
         source="brain",

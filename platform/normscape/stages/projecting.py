@@ -23,7 +23,8 @@ from normscape.datasets.blots import draw_blots, standard_blots
 from normscape.datasets.samples import to_uint8, to_unit_range
 from normscape.errors import UserError
 from normscape.inversion.projector import Projection, Projector
-from normscape.stages.models import load_projector
+from normscape.scoring.features import NETWORK_COLUMN
+from normscape.stages.models import load_network, load_projector
 from normscape.stages.prepare import open_prepared
 from normscape.stages.shards import Quarantined, Shard, quarantined_in, write_shard
 
@@ -71,6 +72,7 @@ class ShardProjector:
     def __init__(self, config: Config, inputs: Mapping[str, Path], device: torch.device) -> None:
         self.config = config
         self.projector = load_projector(config, inputs, device)
+        self.network = load_network(config, inputs, device)
         self.samples = open_prepared(config, inputs["prepare"])
 
     def project(self, shard: Shard, folder: Path) -> ShardResult:
@@ -152,7 +154,9 @@ class ShardProjector:
         images[anomalous] = blots.images
         # what is projected is what is stored: 8-bit images
         stored = to_uint8(images)
-        projection = self.projector.project(to_unit_range(stored), values, masks)
+        seen = to_unit_range(stored)
+        projection = self.projector.project(seen, values, masks)
+        said = {} if self.network is None else {NETWORK_COLUMN: self.network.log_odds(seen, values, masks)}
         in_mm = self.config.data.source == "brain"
         radius, contrast = (torch.full((len(shard),), float("nan"), dtype=torch.float64) for _ in range(2))
         radius[anomalous], contrast[anomalous] = (blots.radius_mm if in_mm else blots.radius_px).double(), blots.contrast.double()
@@ -169,12 +173,13 @@ class ShardProjector:
             else:
                 columns |= {f"{column}_{i}": pa.array(value[:, i]) for i in range(value.shape[1])}
         columns |= _projection_columns(self.projector, projection)
+        columns |= {name: pa.array(value.numpy()) for name, value in said.items()}
         columns["blot_radius_mm" if in_mm else "blot_radius_px"] = pa.array(radius.numpy(), from_pandas=True)
         columns["blot_contrast"] = pa.array(contrast.numpy(), from_pandas=True)
         if self.config.projection.stop_tolerance:
             columns["steps_taken"] = pa.array(projection.steps.cpu().numpy())
         table, rebuilt = pa.table(columns), to_uint8(projection.images).cpu().numpy()
-        bad = _not_finite({f"coordinates/{name}": u for name, u in projection.coordinates.items()} | projection.residuals)
+        bad = _not_finite({f"coordinates/{name}": u for name, u in projection.coordinates.items()} | projection.residuals | said)
         if not bad:
             return _Part(table, stored.numpy(), rebuilt), bad
         good = np.array([place not in bad for place in range(len(shard))])

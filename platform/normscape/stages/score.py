@@ -3,7 +3,8 @@
 Reads `project/projections.parquet`. Detectors are fitted on the train split. Where there are calibration rows, of subjects
 that no network has seen, the thresholds are chosen on those: residuals of training subjects are too small to judge unseen
 ones by. Else they are chosen on the train split, as in the thesis. With `scoring.level: calibration` the forests are fitted
-to, and measured on, training rows that were brought to the level of unseen normal images. Test labels choose nothing. Writes:
+to, and measured on, training rows that were brought to the level of unseen normal images. Test labels choose nothing. The
+network, where there is one, has seen all training subjects: only the forest's part of `pooled` is out of fold. Writes:
 
 - `scores.parquet`, rows aligned with those of the projections: sample_id, split, subject, label, `<detector>_score`, and
   `<detector>_out_of_fold`, the score of a training row by a detector fitted without its subject (null for other rows);
@@ -41,6 +42,7 @@ from normscape.scoring.features import (
     ATLAS_COLUMN,
     CALIBRATION,
     L1_COLUMN,
+    NETWORK_COLUMN,
     Projections,
     evidence_columns,
     feature_columns,
@@ -50,6 +52,8 @@ from normscape.scoring.features import (
 from normscape.scoring.forest import ForestDetector
 from normscape.scoring.levels import levelled_features
 from normscape.scoring.metrics import Metric, accuracy, auprc, auroc, bootstrap_by_subject, prevalence, roc_curve
+from normscape.scoring.pooled import PooledForest
+from normscape.scoring.thresholds import best_accuracy_threshold
 from normscape.stages.calibration import DetectorScores, calibrate
 from normscape.stages.core import StageContext
 
@@ -150,6 +154,8 @@ def _fit_all(table: Projections, context: StageContext) -> dict[str, _Scored]:
             plan.append((f"forest_{other}", feature_columns(names, other, values, path=table.path), forest))
     if ATLAS_COLUMN in names:
         plan.append(("atlas", [ATLAS_COLUMN], ThresholdDetector))
+    if NETWORK_COLUMN in names:
+        plan.append(("network", [NETWORK_COLUMN], ThresholdDetector))
     plan.append(("unsupervised", evidence_columns(names, scoring.features), EvidenceDetector))
 
     train, calibration = table.split == "train", table.split == CALIBRATION
@@ -171,8 +177,24 @@ def _fit_all(table: Projections, context: StageContext) -> dict[str, _Scored]:
         scored[name] = _Scored(
             detector, columns, detector.decision_function(features), detector.predict(features), cv_score, cv_predicted
         )
+    if NETWORK_COLUMN in names:
+        scored["pooled"] = _pooled(table, scored["forest"])
     context.recorder.progress(len(plan), len(plan), "detector")
     return scored
+
+
+def _pooled(table: Projections, forest: _Scored) -> _Scored:
+    """The fitted forest heard together with the network; out of fold the forest alone is another one."""
+    assert isinstance(forest.detector, ForestDetector)
+    detector = PooledForest(forest.detector)
+    said = table.features([NETWORK_COLUMN])[:, 0]
+    train, calibration = table.split == "train", table.split == CALIBRATION
+    score, cv_score = detector.pooled(forest.score, said), detector.pooled(forest.cv_score, said[train])
+    cv_predicted = (cv_score > detector.threshold_).astype(np.int64)
+    if calibration.any():
+        detector.threshold_ = best_accuracy_threshold(table.label[calibration], score[calibration])
+    predicted = (score > detector.threshold_).astype(np.int64)
+    return _Scored(detector, [*forest.features, NETWORK_COLUMN], score, predicted, cv_score, cv_predicted)
 
 
 def _splits(table: Projections, scored: _Scored) -> Iterable[tuple[str, NDArray[np.bool_], Array, Labels]]:
@@ -327,7 +349,7 @@ def _write_detectors(folder: Path, scored: Mapping[str, _Scored]) -> None:
                 "importance": detector.feature_importances_[order],
             }
             _write(folder / f"importance{suffix}.parquet", importance)
-        elif isinstance(detector, ThresholdDetector):
+        elif isinstance(detector, ThresholdDetector | PooledForest):
             detector.save(folder / f"{name}.json")
         elif isinstance(detector, EvidenceDetector):
             detector.save(folder / f"{name}.safetensors")

@@ -28,30 +28,33 @@ from normscape.errors import CheckpointError, DataError, UserError
 from normscape.inversion.projector import Projection, Projector
 from normscape.networks.values import denormalize_value
 from normscape.scoring.conformal import Calibration
-from normscape.scoring.detectors import Array, Detector, ThresholdDetector
+from normscape.scoring.detectors import MAIN_DETECTORS, Array, Detector, ThresholdDetector, main_detector
 from normscape.scoring.evidence import EvidenceDetector
+from normscape.scoring.features import NETWORK_COLUMN
 from normscape.scoring.forest import ForestDetector
 from normscape.scoring.maps import Rated
+from normscape.scoring.pooled import PooledForest
 from normscape.stages.calibration import CONDITIONS, CONFORMAL_NAME, STEPS
 from normscape.stages.files import read_json
-from normscape.stages.models import load_projector
+from normscape.stages.models import ImageJudge, load_network, load_projector
 from normscape.stages.status import stage_status
 
 SCANS_NAME = "scan_conformal"
 """Files of stage `brains` that hold the scores of whole healthy scans."""
-MAIN_DETECTOR = "forest"
-"""Its score is the anomaly score: the forest on the features that `scoring.features` names."""
 PARTS: dict[str, tuple[str, ...]] = {
     "auxiliary": ("*.safetensors",),
     "gan": ("generator.safetensors", "discriminator.safetensors", "encoder.safetensors"),
     "controllers": ("*.safetensors",),
     "latents": ("style_space.safetensors",),
     "normals": ("normals.safetensors",),
+    "network": ("network.safetensors",),
     "score": (
         "*.skops",
         "forest*.json",
         "l1.json",
         "atlas.json",
+        "network.json",
+        "pooled.json",
         "unsupervised.safetensors",
         "detectors.json",
         f"{CONFORMAL_NAME}.*",
@@ -81,6 +84,7 @@ class ScoredSystem:
         detectors: the fitted detectors that lie in the score stage's folder, by name; `forest` and `l1` among them.
         healthy: scores of healthy images that nothing was fitted to, for p-values; None where a run has none.
         healthy_scans: the same of whole scans; None where none were mapped.
+        network: the conditional network; None where the experiment has none.
 
     Example:
         >>> system = ScoredSystem.from_run(Path("runs/chairs-demo"))  # doctest: +SKIP
@@ -92,6 +96,7 @@ class ScoredSystem:
     detectors: Mapping[str, FittedDetector]
     healthy: Calibration | None = None
     healthy_scans: Calibration | None = None
+    network: ImageJudge | None = None
 
     @classmethod
     def load(cls, config: Config, folders: Mapping[str, Path], device: torch.device) -> ScoredSystem:
@@ -108,7 +113,8 @@ class ScoredSystem:
         """
         healthy = Calibration.load(folders["score"] / CONFORMAL_NAME)
         scans = Calibration.load(folders["brains"] / SCANS_NAME) if "brains" in folders else None
-        return cls(config, load_projector(config, folders, device), load_detectors(folders["score"]), healthy, scans)
+        projector, network = load_projector(config, folders, device), load_network(config, folders, device)
+        return cls(config, projector, load_detectors(folders["score"]), healthy, scans, network)
 
     @classmethod
     def from_run(cls, run_folder: Path, device: torch.device | None = None, *, steps: int | None = None) -> ScoredSystem:
@@ -146,7 +152,12 @@ class ScoredSystem:
     @property
     def threshold(self) -> float:
         """Anomaly scores above it are called anomalous; stored with the detector."""
-        return self.detectors[MAIN_DETECTOR].detector.threshold_
+        return self.detectors[self.main].detector.threshold_
+
+    @property
+    def main(self) -> str:
+        """The detector that gives the anomaly score."""
+        return main_detector(self.detectors)
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -208,8 +219,8 @@ class ScoredSystem:
         """
         images = to_unit_range(to_uint8(images))
         projection = self.projector.project(images, values, masks)
-        columns = condition_columns(self.config, values) | projection_columns(self.projector, projection)
-        fitted = self.detectors[MAIN_DETECTOR]
+        columns = self._columns(images, values, masks, projection)
+        fitted = self.detectors[self.main]
         scores = torch.from_numpy(fitted.detector.decision_function(_matrix(columns, fitted)))
         excess, gradient = (what(images, values, masks) for what in (self.projector.excess, self.projector.gradient))
         return Rated(scores, projection.images, excess, gradient)
@@ -232,16 +243,16 @@ class ScoredSystem:
         columns = condition_columns(self.config, values)
         names = self.healthy.settings.get(CONDITIONS, [])
         known = np.stack([columns[name] for name in names], axis=1) if names else np.zeros((len(scores), 0))
-        healthy, known = self.healthy.scores[MAIN_DETECTOR], known.astype(np.float64)
+        healthy, known = self.healthy.scores[self.main], known.astype(np.float64)
         if one_subject:
             return healthy.pooled_p_value(scores.numpy(), np.zeros(len(scores)), known)
         return healthy.p_value(scores.numpy(), known)
 
     def _batch(self, images: Tensor, values: Mapping[str, Tensor], masks: Tensor | None, reconstructions: bool) -> pa.Table:
         projection = self.projector.project(images, values, masks)
-        columns = condition_columns(self.config, values) | projection_columns(self.projector, projection)
+        columns = self._columns(images, values, masks, projection)
         scores = {name: fitted.detector.decision_function(_matrix(columns, fitted)) for name, fitted in self.detectors.items()}
-        main = scores[MAIN_DETECTOR]
+        main = scores[self.main]
         table: dict[str, Any] = {"anomaly_score": main, "anomalous": (main > self.threshold).astype(np.int64)}
         p = self.p_values(torch.from_numpy(main), values)
         table |= {} if p is None else {"p_value": p}
@@ -250,6 +261,13 @@ class ScoredSystem:
             flat = to_uint8(projection.images).cpu().flatten(1).numpy()
             table["reconstruction"] = pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), flat.shape[1])
         return pa.table(table)
+
+    def _columns(
+        self, images: Tensor, values: Mapping[str, Tensor], masks: Tensor | None, projection: Projection
+    ) -> dict[str, NDArray[np.float32]]:
+        """Everything that is known of a batch, `(B,)` each, named as in the table of projections."""
+        columns = condition_columns(self.config, values) | projection_columns(self.projector, projection)
+        return columns | ({} if self.network is None else {NETWORK_COLUMN: self.network.log_odds(images, values, masks).numpy()})
 
     def _images(self, images: ArrayLike | Tensor) -> Tensor:
         """float32 in [-1, 1]."""
@@ -300,8 +318,8 @@ def load_detectors(folder: Path) -> dict[str, FittedDetector]:
         DataError: a file is missing or damaged.
     """
     described = read_json(folder / "detectors.json")
-    if MAIN_DETECTOR not in described:
-        raise DataError(f"{folder / 'detectors.json'}: expected the detectors' descriptions, found no `{MAIN_DETECTOR}`")
+    if MAIN_DETECTORS[-1] not in described:
+        raise DataError(f"{folder / 'detectors.json'}: expected the detectors' descriptions, found no `{MAIN_DETECTORS[-1]}`")
     found: dict[str, FittedDetector] = {}
     for name, entry in described.items():
         if entry.get("fitted_to") == "ForestDetector":
@@ -311,6 +329,10 @@ def load_detectors(folder: Path) -> dict[str, FittedDetector]:
             found[name] = FittedDetector(ThresholdDetector.load(folder / f"{name}.json"), tuple(entry["features"]))
         elif entry.get("fitted_to") == "EvidenceDetector":
             found[name] = FittedDetector(EvidenceDetector.load(folder / f"{name}.safetensors"), tuple(entry["features"]))
+        elif entry.get("fitted_to") == "PooledForest":  # it comes after the forest that it listens to
+            member = found[MAIN_DETECTORS[-1]].detector
+            assert isinstance(member, ForestDetector)
+            found[name] = FittedDetector(PooledForest.load(folder / f"{name}.json", member), tuple(entry["features"]))
     return found
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from normscape.config import Config
+from normscape.scoring.detectors import main_detector
 from normscape.stages.files import read_json
-from normscape.stages.system import MAIN_DETECTOR
 
 METRIC_NAMES = {"auroc": "AUROC", "auprc": "AUPRC", "accuracy": "accuracy", "prevalence": "share of anomalous images"}
 
@@ -78,13 +78,14 @@ def _data(config: Config, prepare: Path, origin: Origin) -> str:
 def _results(score: Path) -> str:
     lines = ["| detector | metric | value | 95 % interval |", "|---|---|---|---|"]
     subjects = rows = 0
+    main = main_detector(read_json(score / "detectors.json"))
     for row in pq.read_table(score / "metrics.parquet").to_pylist():
         if row["split"] != "test" or row["metric"] == "prevalence":
             continue
         subjects, rows = row["subjects"], row["rows"]
-        name = f"**{row['detector']}**" if row["detector"] == MAIN_DETECTOR else row["detector"]
+        name = f"**{row['detector']}**" if row["detector"] == main else row["detector"]
         lines.append(f"| {name} | {METRIC_NAMES[row['metric']]} | {row['value']:.3f} | {row['low']:.3f} to {row['high']:.3f} |")
-    note = f"{rows} images of {subjects} subjects; intervals by resampling subjects. `{MAIN_DETECTOR}` gives the anomaly score."
+    note = f"{rows} images of {subjects} subjects; intervals by resampling subjects. `{main}` gives the anomaly score."
     return "\n".join([*lines, "", note])
 
 

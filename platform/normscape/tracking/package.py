@@ -19,9 +19,11 @@ from normscape.config import Config
 from normscape.datasets.samples import to_uint8
 from normscape.networks.generator import draw_latents
 from normscape.scoring.conformal import Calibration
+from normscape.scoring.detectors import main_detector
+from normscape.scoring.features import NETWORK_COLUMN
 from normscape.stages.calibration import CONFORMAL_NAME
 from normscape.stages.models import load_generator
-from normscape.stages.system import MAIN_DETECTOR, load_detectors, write_package
+from normscape.stages.system import load_detectors, write_package
 from normscape.training.seeding import seeded
 
 if TYPE_CHECKING:
@@ -119,7 +121,8 @@ def write_test_scores(score: Path, path: Path) -> None:
     table = pq.read_table(score / "scores.parquet")
     test = table.filter(pc.equal(table["split"], "test"))
     columns = {name: test[name] for name in ("sample_id", "subject", "label")}
-    pq.write_table(pa.table(columns | {"anomaly_score": test[f"{MAIN_DETECTOR}_score"]}), path)
+    detectors = [name.removesuffix("_score") for name in test.column_names if name.endswith("_score")]
+    pq.write_table(pa.table(columns | {"anomaly_score": test[f"{main_detector(detectors)}_score"]}), path)
 
 
 def signature(config: Config, columns: Sequence[str], detectors: Iterable[str], *, p_values: bool) -> ModelSignature:
@@ -139,7 +142,7 @@ def signature(config: Config, columns: Sequence[str], detectors: Iterable[str], 
     if config.data.source == "brain":
         inputs.append(TensorSpec(np.dtype(np.uint8), (-1, 1, *shape[2:]), "mask"))
     inputs += [TensorSpec(np.dtype(np.float64), (-1, a.output_dim), a.column) for a in config.value_attributes]
-    measured = [name for name in columns if name.startswith(("length/", "residual_"))]
+    measured = [name for name in columns if name.startswith(("length/", "residual_")) or name == NETWORK_COLUMN]
     outputs: list[ColSpec | TensorSpec] = [ColSpec(DataType.double, "anomaly_score"), ColSpec(DataType.long, "anomalous")]
     if p_values:
         outputs.append(ColSpec(DataType.double, "p_value"))
