@@ -80,18 +80,8 @@ def test_it_is_the_detector_of_the_evaluation(context: Callable[..., StageContex
     samples, _ = open_samples(here)
     healthy = HealthyImages(samples, config.value_attributes)
     anomalous = TrainingAnomalies(config, load_families(config), healthy, config.seed)
-    training = Training(
-        config,
-        healthy,
-        anomalous,
-        scene_of(config),
-        len(healthy),
-        NETWORK["images"],
-        config.seed,
-        CPU,
-        {},
-        lambda done, total: None,
-    )
+    scene, images = scene_of(config), NETWORK["images"]
+    training = Training(config, healthy, anomalous, scene, len(healthy), images, config.seed, CPU, {}, lambda done, total: None)
     fitted = ConditionalNetwork(width=8, batch_size=8).fit(training)
     network = load_network(config, {"network": here.folder}, CPU)
     assert network is not None
@@ -110,10 +100,8 @@ def test_cut_off_and_resumed_is_the_same(context: Callable[..., StageContext]) -
     for after in (48, 80):
         with pytest.raises(KeyboardInterrupt):
             stage.run(context(CutOff(after), torn.folder))
-    assert [path.name for path in sorted((torn.folder / "checkpoints").iterdir())] == [
-        "checkpoint-00000004",
-        "checkpoint-00000008",
-    ]
+    kept = [path.name for path in sorted((torn.folder / "checkpoints").iterdir())]
+    assert kept == ["checkpoint-00000004", "checkpoint-00000008"]
     stage.run(context(folder=torn.folder))
     one, other = (load_file(folder / stage.NETWORK_NAME) for folder in (whole.folder, torn.folder))
     assert one.keys() == other.keys()

@@ -24,7 +24,7 @@ class NormalsConfig(Section):
 
 
 class NetworkConfig(Section):
-    """The conditional network: sees an image beside what is usual there, learns from synthetic anomalies, is heard with the forest."""
+    """The conditional network: sees an image beside what is usual, learns from synthetic anomalies, is heard with the forest."""
 
     images: NonNegativeInt = 0
     """Normal training images that it looks at, repeats counted; every second one gets an anomaly. 0: no such network."""

@@ -1,4 +1,4 @@
-"""Stage `network`: train the conditional network of the system (`normscape.evaluation.network`), if `network.images` asks for one.
+"""Stage `network`: train the system's conditional network (`normscape.evaluation.network`), if `network.images` asks for one.
 
 It learns from training subjects alone, with synthetic anomalies of `network.families`. Projected images get its log odds as a
 column beside their residuals, and stage `score` averages them with those of the forest.
