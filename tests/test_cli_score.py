@@ -17,8 +17,7 @@ from normscape.cli import main
 from normscape.config import Config
 from normscape.configio import dump_yaml
 from normscape.datasets.simulated import simulate_cohort
-from normscape.evaluation import stage as network
-from normscape.stages import normals, project, score
+from normscape.stages import network, normals, project, score
 from normscape.stages.core import StageContext, folder_name, stage_keys
 from normscape.stages.system import write_package
 from normscape.tracking.store import open_client

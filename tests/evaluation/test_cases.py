@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from normscape.baselines.anomalies import Donors, TrainingAnomalies
 from normscape.evaluation import cases as module
-from normscape.evaluation.cases import NORMAL, Donors, Memory, TrainingAnomalies, choose_rows
+from normscape.evaluation.cases import NORMAL, Memory, choose_rows
 from normscape.evaluation.splits import HEALTHY, SYNTHETIC
 from tests.evaluation.toys import family
 

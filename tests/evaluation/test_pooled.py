@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from normscape.baselines import Training, load_detector
+from normscape.baselines.conditional_network import ConditionalNetwork
 from normscape.config import PluginConfig
 from normscape.datasets.batches import ImageBatch
 from normscape.errors import ConfigError
 from normscape.evaluation.conditional import ConditionalDetector, place_scores
-from normscape.evaluation.network import ConditionalNetwork
 from normscape.evaluation.pooled import PooledDetector
 from tests.evaluation.test_conditional import brains, chairs, toy_settings_of  # noqa: F401  (fixtures)
 

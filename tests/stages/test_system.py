@@ -18,14 +18,13 @@ from normscape.config import Config
 from normscape.configio import dump_yaml
 from normscape.datasets.samples import to_unit_range
 from normscape.errors import CheckpointError, DataError, UserError
-from normscape.evaluation import stage as network
 from normscape.inversion.style_space import WhitenedSubspace, to_tensors
 from normscape.networks.auxiliary import AuxiliaryNetwork
 from normscape.networks.controller import Controller
 from normscape.networks.discriminator import Discriminator
 from normscape.networks.generator import Generator, draw_latents
 from normscape.scoring.conformal import Calibration, Conformal
-from normscape.stages import prepare, project, score
+from normscape.stages import network, prepare, project, score
 from normscape.stages.core import StageContext, folder_name, stage_keys
 from normscape.stages.system import ScoredSystem, write_package
 from normscape.tracking.package import signature

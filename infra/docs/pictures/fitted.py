@@ -15,12 +15,12 @@ from torch import Tensor
 
 from infra.docs.pictures.sheet import INK, PAPER, save
 from normscape.baselines import Training, load_detector
+from normscape.baselines.anomalies import TrainingAnomalies, scene_of
 from normscape.config import Config, PluginConfig
 from normscape.configio import load_config
 from normscape.datasets.anomalies import Scene, load_family
 from normscape.datasets.batches import HealthyImages, ImageBatch
 from normscape.datasets.samples import load_samples, split_subjects
-from normscape.evaluation.cases import TrainingAnomalies, scene_of
 
 ROOT = Path(__file__).resolve().parents[3]
 IMAGES, LOOKS = 600, 6000

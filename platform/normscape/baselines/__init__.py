@@ -70,7 +70,8 @@ class Training:
 class ImageDetector(Protocol):
     """Tells abnormal images from normal ones; attributes ending in `_` exist after `fit`.
 
-    One that reads `Training.folders` names the stages whose folders they are in an attribute `stages`.
+    One that reads `Training.folders` names the stages whose folders they are in an attribute `stages`; one that reads other
+    sections of `Training.config` than `data` and `evaluation` names them in `sections`, to be evaluated anew when they change.
     """
 
     supervision: Literal["none", "synthetic"]
@@ -94,7 +95,7 @@ DETECTORS: dict[str, str] = {
     "atlas": "normscape.baselines.atlas:AtlasDetector",
     "autoencoder": "normscape.baselines.autoencoder:Autoencoder",
     "conditional": "normscape.evaluation.conditional:ConditionalDetector",
-    "conditional_network": "normscape.evaluation.network:ConditionalNetwork",
+    "conditional_network": "normscape.baselines.conditional_network:ConditionalNetwork",
     "conditional_pooled": "normscape.evaluation.pooled:PooledDetector",
     "conditional_unsupervised": "normscape.evaluation.conditional:UnsupervisedConditionalDetector",
     "denoising": "normscape.baselines.denoising:DenoisingAutoencoder",

@@ -9,7 +9,15 @@ from normscape.config.data import AugmentationConfig, DataConfig
 from normscape.config.evaluation import EvaluationConfig, PluginConfig
 from normscape.config.experiment import Config, ConfigProblems
 from normscape.config.fields import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
-from normscape.config.scoring import BrainsConfig, FeatureSet, NetworkConfig, NormalsConfig, ProjectionConfig, ScoringConfig
+from normscape.config.scoring import (
+    BrainsConfig,
+    FeatureSet,
+    NetworkConfig,
+    NormalsConfig,
+    ProjectionConfig,
+    RandomisationConfig,
+    ScoringConfig,
+)
 from normscape.config.training import (
     ControllerConfig,
     DiscriminatorAugmentationConfig,
@@ -47,6 +55,7 @@ __all__ = [
     "PositiveFloat",
     "PositiveInt",
     "ProjectionConfig",
+    "RandomisationConfig",
     "ScoringConfig",
     "Section",
 ]

@@ -11,7 +11,14 @@ from normscape.config.attributes import POSITION_COLUMN, AttributeConfig
 from normscape.config.data import AugmentationConfig, DataConfig
 from normscape.config.evaluation import EvaluationConfig
 from normscape.config.fields import NonNegativeInt, PositiveInt, Section
-from normscape.config.scoring import BrainsConfig, NetworkConfig, NormalsConfig, ProjectionConfig, ScoringConfig
+from normscape.config.scoring import (
+    BrainsConfig,
+    NetworkConfig,
+    NormalsConfig,
+    ProjectionConfig,
+    RandomisationConfig,
+    ScoringConfig,
+)
 from normscape.config.training import (
     ControllerConfig,
     DiscriminatorConfig,
@@ -61,6 +68,8 @@ class Config(Section):
     """Style space."""
     normals: NormalsConfig = NormalsConfig()
     """Usual residuals at each place."""
+    randomisation: RandomisationConfig = RandomisationConfig()
+    """Domain randomisation for detectors."""
     network: NetworkConfig = NetworkConfig()
     """Conditional network."""
     projection: ProjectionConfig = ProjectionConfig()
@@ -169,6 +178,9 @@ class Config(Section):
         if self.data.source == "brain" and self.augmentation.pad_fraction:
             message = "must be 0 for source brain: its padding is white, and its shifts change the position"
             problems.append(("augmentation.pad_fraction", f"{message}; found {self.augmentation.pad_fraction:g}"))
+        if self.data.source != "brain" and self.randomisation.share:
+            message = f"must be 0 for source {self.data.source}: its images come from no scanner"
+            problems.append(("randomisation.share", f"{message}; found {self.randomisation.share:g}"))
         problems += self._augmentation_problems() + self._whole_problems()
         names = [a.name for a in self.attributes]
         if len(set(names)) != len(names) or "other" in names:

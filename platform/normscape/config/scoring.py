@@ -23,6 +23,15 @@ class NormalsConfig(Section):
     """Standard deviation of the Gaussian that pools neighbouring voxels."""
 
 
+class RandomisationConfig(Section):
+    """Domain randomisation: how often images that detectors learn from are shown as another scanner might have shown them."""
+
+    share: Fraction = 0.0
+    """Share of the images that the forest and the conditional network learn from; only for `data.source: brain`."""
+    strength: Annotated[float, Field(gt=0.0, le=2.0)] = 1.0
+    """How far they are changed: 1 is more than most scanners differ by, see `normscape.datasets.randomisation`."""
+
+
 class NetworkConfig(Section):
     """The conditional network: sees an image beside what is usual, learns from synthetic anomalies, is heard with the forest."""
 

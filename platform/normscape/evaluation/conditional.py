@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from normscape.baselines import Scores, Training
+from normscape.baselines.conditional_network import with_randomised
 from normscape.datasets.batches import ImageBatch
 from normscape.evaluation.inverting import MASKED_PREFIX, SPREAD_PREFIX, STAGES, Inverted, Parts
 from normscape.evaluation.linear import LINEAR_PREFIX
@@ -34,18 +35,25 @@ class ConditionalDetector:
     Features: those that `scoring.features` names; with `masked_rounds`, `inversions` and `linear` theirs; the densities of the
     styles; and, with `levels`, of every one of them but conditions and densities its level. The score is the forest's probability
     of anomalous, in [0, 1]; grid and folds of the forest are those of `scoring`.
+
+    Args:
+        randomise: share of the training images that are shown as another scanner might have shown them
+            (`normscape.datasets.randomisation`); that of the experiment when empty.
+        settings: fields of `Parts`.
     """
 
     supervision: Literal["none", "synthetic"] = "synthetic"
     stages = STAGES
+    sections = ("projection", "scoring", "randomisation")
     forest_: ForestDetector
     columns_: list[str]  # that the forest reads, in order
 
-    def __init__(self, **settings: Any) -> None:
-        self.features = ConditionalFeatures(Parts(**settings))
+    def __init__(self, *, randomise: float | None = None, **settings: Any) -> None:
+        self.features, self.randomise = ConditionalFeatures(Parts(**settings)), randomise
 
     def fit(self, training: Training) -> Self:
         """Project training images with and without anomalies, and grow the forest; see `ConditionalFeatures.fit`."""
+        training = with_randomised(training, self.randomise)
         config = training.config
         values = [a.column for a in config.value_attributes if a.column]
 
@@ -95,6 +103,7 @@ class UnsupervisedConditionalDetector:
 
     supervision: Literal["none", "synthetic"] = "none"
     stages = STAGES
+    sections = ("projection", "scoring")
     evidence_: EvidenceDetector
     columns_: list[str]  # that are evidence, in order
 

@@ -10,12 +10,13 @@ from pathlib import Path
 import torch
 
 from normscape.baselines import ImageDetector, load_detector
+from normscape.baselines.anomalies import Donors, scene_of
 from normscape.config import Config, PluginConfig
 from normscape.configio import config_digest
 from normscape.datasets.anomalies import AnomalyFamily, load_family
 from normscape.datasets.batches import HealthyImages
 from normscape.errors import ConfigError, DataError, UserError
-from normscape.evaluation.cases import Cases, Donors, Memory, scene_of
+from normscape.evaluation.cases import Cases, Memory
 from normscape.evaluation.locked import LOCKED, Heard, open_locked_test
 from normscape.evaluation.splits import HEALTHY, SYNTHETIC, assign_roles, of_subjects, persons
 from normscape.stages.files import read_json

@@ -12,9 +12,9 @@ from scipy.special import expit
 from torch import Tensor
 
 from normscape.baselines import Scores, Training
+from normscape.baselines.conditional_network import ConditionalNetwork
 from normscape.datasets.batches import ImageBatch
 from normscape.evaluation.conditional import ConditionalDetector, place_scores
-from normscape.evaluation.network import ConditionalNetwork
 from normscape.evaluation.usual import matrix
 from normscape.scoring.pooled import mean_log_odds
 
@@ -35,7 +35,7 @@ class PooledDetector:
     def __init__(self, *, forest: Mapping[str, Any] | None = None, network: Mapping[str, Any] | None = None) -> None:
         self.forest = ConditionalDetector(**(forest or {}))
         self.network = ConditionalNetwork(**(network or {}))
-        self.stages = tuple(dict.fromkeys((*self.forest.stages, *self.network.stages)))
+        self.stages, self.sections = self.forest.stages, self.forest.sections
 
     def fit(self, training: Training) -> Self:
         """Fit both; see there."""

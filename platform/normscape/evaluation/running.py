@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 
 from normscape.baselines import ImageDetector, Training, load_detector
+from normscape.baselines.anomalies import TrainingAnomalies, scene_of
 from normscape.benchmark.timing import peak_bytes, reset_peak, synchronize
-from normscape.evaluation.cases import NORMAL, Cases, Drawn, TrainingAnomalies, scene_of
+from normscape.evaluation.cases import NORMAL, Cases, Drawn
 from normscape.evaluation.experiment import Experiment, NotedFolders, Progress, Workbench, stages_of
 from normscape.evaluation.failures import DetectorFailed, blamed, checked_scores
 from normscape.evaluation.locked import Reading

@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from normscape.baselines import ImageDetector
+from normscape.baselines.anomalies import scene_of
 from normscape.config import POSITION_COLUMN, Config
 from normscape.datasets.anomalies import AnomalyFamily
 from normscape.datasets.batches import ImageBatch
 from normscape.datasets.patches import PatchSource
 from normscape.errors import DataError
-from normscape.evaluation.cases import NORMAL, Cases, scene_of
+from normscape.evaluation.cases import NORMAL, Cases
 from normscape.evaluation.experiment import Progress, Workbench
 from normscape.evaluation.failures import blamed, checked_map, checked_scores
 from normscape.evaluation.locked import LOCKED, Heard

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 
 from normscape.baselines import load_detector
 from normscape.config import PluginConfig
-from normscape.configio import digest
+from normscape.configio import digest, section_digest
 from normscape.datasets.anomalies import load_family
 from normscape.errors import DataError
 from normscape.evaluation.experiment import Experiment, stages_of
@@ -69,6 +69,13 @@ def plan_units(experiment: Experiment) -> list[Unit]:
     return [Unit(entry, seed, _key(experiment, entry, seed, shared)) for seed in settings.seeds for entry in settings.detectors]
 
 
+UNREAD = (
+    *(f"projection.{name}" for name in ("test_samples", "calibration_samples", "curve_images", "curve_steps")),
+    *(f"scoring.{name}" for name in ("level", "bootstrap_samples")),
+)
+"""Settings of the stages of a run that no detector of an evaluation reads."""
+
+
 def _shared(experiment: Experiment) -> dict[str, Any]:
     """What every unit depends on: data and split, conditions, families, budgets."""
     config = experiment.config
@@ -86,6 +93,9 @@ def _key(experiment: Experiment, entry: PluginConfig, seed: int, shared: Mapping
     detector = load_detector(entry)
     stages = {name: experiment.keys[name] for name in stages_of(detector) if name in experiment.keys}
     own = {"detector": entry.model_dump(mode="json"), "code": _code_of(detector), "stages": stages, "seed": seed}
+    sections = tuple(getattr(detector, "sections", ()))
+    if sections:
+        own["sections"] = section_digest(experiment.config, sections, UNREAD)
     return digest([shared, own])
 
 

@@ -13,9 +13,10 @@ from sklearn.model_selection import GroupKFold
 from torch import Tensor
 
 from normscape.baselines import Training
+from normscape.baselines.known import BOTH, NONE, SHUFFLED
 from normscape.datasets.batches import ImageBatch
 from normscape.errors import DataError
-from normscape.evaluation.inverting import BOTH, NONE, SHUFFLED, Inverted, Inverter, Parts
+from normscape.evaluation.inverting import Inverted, Inverter, Parts
 from normscape.evaluation.linear import LinearResidual
 from normscape.scoring.conditions import Array
 from normscape.scoring.density import StyleDensity

@@ -97,7 +97,14 @@ class ThresholdDetector:
 
 
 def out_of_fold(
-    make: Callable[[], Detector], features: Array, label: Labels, groups: Groups, *, folds: int, seed: int
+    make: Callable[[], Detector],
+    features: Array,
+    label: Labels,
+    groups: Groups,
+    *,
+    folds: int,
+    seed: int,
+    learned: NDArray[np.bool_] | None = None,
 ) -> tuple[Array, Labels]:
     """Scores and predictions of every row by a detector that was fitted without the row's group.
 
@@ -108,6 +115,7 @@ def out_of_fold(
         groups: subject of every row, `(N,)`.
         folds: at most the number of groups.
         seed: of the folds.
+        learned: rows that may be fitted to, `(N,)`; all when None.
 
     Raises:
         DataError: too few groups for the folds, or a training fold with one class only.
@@ -115,7 +123,8 @@ def out_of_fold(
     score = np.full(len(label), np.nan)
     predicted = np.full(len(label), -1, dtype=np.int64)
     for train, held_out in grouped_folds(label, groups, folds=folds, seed=seed):
-        detector = make().fit(features[train], label[train], groups[train])
+        rows = train if learned is None else train[learned[train]]
+        detector = make().fit(features[rows], label[rows], groups[rows])
         score[held_out] = detector.decision_function(features[held_out])
         predicted[held_out] = detector.predict(features[held_out])
     return score, predicted

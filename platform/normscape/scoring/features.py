@@ -25,6 +25,8 @@ READ_BY_NETWORKS = re.compile(rf"({RESIDUAL_PREFIX}|masked/|spread/)(output|cond
 """What auxiliary networks read from image and reconstruction, and from the image against the known value."""
 NETWORK_COLUMN = "network_log_odds"
 """What the conditional network says of the image itself; only where an experiment has one."""
+RANDOMISED_COLUMN = "randomised"
+"""1 where a training image is shown as another scanner might have shown it."""
 ID_COLUMNS = ("sample_id", "subject", "split", "label")
 SPLITS = ("train", "test")
 CALIBRATION = "calibration"
@@ -48,6 +50,12 @@ class Projections:
 
     def __len__(self) -> int:
         return len(self.label)
+
+    @property
+    def as_scanned(self) -> NDArray[np.bool_]:
+        """Rows of images that were not changed by domain randomisation, (N,)."""
+        changed = self.columns.get(RANDOMISED_COLUMN)
+        return np.ones(len(self), dtype=np.bool_) if changed is None else changed == 0
 
     def of(self, *splits: str) -> Projections:
         """The rows of some splits."""

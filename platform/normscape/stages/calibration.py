@@ -79,6 +79,7 @@ def calibrate(
     if not held_out.any():
         return {}
     healthy = table.label == 0
+    usual = healthy & table.as_scanned
     names = condition_names(list(table.columns), value_columns)
     known = table.features(names) if names else np.zeros((len(table), 0))
     made: dict[str, Conformal] = {}
@@ -86,9 +87,7 @@ def calibrate(
     rows: list[dict[str, Any]] = []
     normal = healthy & held_out
     for name, scores in detectors.items():
-        levels = Levels.fit(
-            scores.out_of_fold[healthy[train], None], known[healthy & train], seed=seed, logarithm=False
-        )  # fmt: skip
+        levels = Levels.fit(scores.out_of_fold[usual[train], None], known[usual & train], seed=seed, logarithm=False)
         one = Conformal.fit(scores.score[normal], table.subject[normal], conditions=known[normal], levels=levels)
         made[name] = one
         p, share = one.p_value(scores.score, known), one.share(scores.score, known)

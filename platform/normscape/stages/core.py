@@ -126,10 +126,16 @@ STAGES: tuple[Stage, ...] = (
         source="brain",
     ),
     # Without `network.images` it does not exist, and what follows is as if there were no such stage.
-    Stage("network", ("network",), ("prepare",), omit=("network.checkpoint_interval",), module="normscape.evaluation.stage"),
+    Stage(
+        "network",
+        ("network", "randomisation"),
+        ("prepare",),
+        omit=("network.checkpoint_interval",),
+        module="normscape.stages.network",
+    ),
     Stage(
         "project",
-        ("projection",),
+        ("projection", "randomisation"),
         ("prepare", "auxiliary", "gan", "controllers", "latents", "normals", "network"),
         version=5,
         module="normscape.stages.project",

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
 
 from normscape.config import Config
 from normscape.errors import CheckpointError
@@ -100,22 +98,6 @@ def load_normals(folder: Path) -> Normals | None:
         return Normals.from_tensors(load_file(path))
     except (SafetensorError, OSError, KeyError) as error:
         raise CheckpointError(f"{path}: not readable usual residuals ({error})") from error
-
-
-class ImageJudge(Protocol):
-    """What says of images by themselves how likely they have an anomaly; see `normscape.evaluation.stage.TrainedNetwork`."""
-
-    def log_odds(self, images: Tensor, values: Mapping[str, Tensor], masks: Tensor | None = None) -> Tensor:
-        """Log odds `(B,)` of images `(B, C, *S)` in [-1, 1] under known conditions `(B, D)` and masks `(B, 1, *S)`."""
-
-
-def load_network(config: Config, folders: Mapping[str, Path], device: torch.device) -> ImageJudge | None:
-    """The conditional network from a finished `network` folder; None where the experiment has none."""
-    if not config.network.images:
-        return None
-    from normscape.evaluation.stage import TrainedNetwork  # detectors lie above the stages
-
-    return TrainedNetwork(config, folders["network"], device)
 
 
 def load_projector(config: Config, folders: Mapping[str, Path], device: torch.device) -> Projector:

@@ -2,7 +2,8 @@
 
 Half of each split's images carry a blot. Writes, row by row alike:
 
-- `projections.parquet`: sample_id, subject, split, label (0 normal, 1 anomalous), the value columns in their units,
+- `projections.parquet`: sample_id, subject, split, label (0 normal, 1 anomalous), the value columns in their units, randomised
+  (1 where a training image is shown as another scanner might have shown it, see `normscape.datasets.randomisation`),
   `length/<sub-space>/<resolution>` (whitened length r), `residual_*`, network_log_odds (where there is a network),
   blot_radius_px (in a brain blot_radius_mm), blot_contrast (null where normal),
   steps_taken (where `projection.stop_tolerance` is above 0),

@@ -18,13 +18,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from normscape.config import Config
+from normscape.config import Config, RandomisationConfig
 from normscape.datasets.blots import draw_blots, standard_blots
+from normscape.datasets.randomisation import randomised, randomised_rows
 from normscape.datasets.samples import to_uint8, to_unit_range
 from normscape.errors import UserError
 from normscape.inversion.projector import Projection, Projector
-from normscape.scoring.features import NETWORK_COLUMN
-from normscape.stages.models import load_network, load_projector
+from normscape.scoring.features import NETWORK_COLUMN, RANDOMISED_COLUMN
+from normscape.stages.models import load_projector
+from normscape.stages.network import load_network
 from normscape.stages.prepare import open_prepared
 from normscape.stages.shards import Quarantined, Shard, quarantined_in, write_shard
 
@@ -150,6 +152,9 @@ class ShardProjector:
         ids = self.samples.sample_id[index]
         anomalous = labels.nonzero().squeeze(1)
         masks, spec = self.samples.masks(index), standard_blots(self.config.data)
+        learned = self.config.randomisation if shard.split == "train" else RandomisationConfig()
+        changed = randomised_rows(learned, self.config.seed, ids.tolist())
+        images = randomised(learned, images, masks, seed=self.config.seed, sample_ids=ids.tolist())
         blots = draw_blots(images[anomalous], self.config.seed, ids[anomalous], spec, None if masks is None else masks[anomalous])
         images[anomalous] = blots.images
         # what is projected is what is stored: 8-bit images
@@ -172,6 +177,7 @@ class ShardProjector:
                 columns[column] = pa.array(value[:, 0])
             else:
                 columns |= {f"{column}_{i}": pa.array(value[:, i]) for i in range(value.shape[1])}
+        columns[RANDOMISED_COLUMN] = pa.array(changed.astype(np.int64))
         columns |= _projection_columns(self.projector, projection)
         columns |= {name: pa.array(value.numpy()) for name, value in said.items()}
         columns["blot_radius_mm" if in_mm else "blot_radius_px"] = pa.array(radius.numpy(), from_pandas=True)

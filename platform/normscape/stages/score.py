@@ -165,12 +165,20 @@ def _fit_all(table: Projections, context: StageContext) -> dict[str, _Scored]:
         level = make is forest and scoring.level == "calibration"
         features = levelled_features(table, columns) if level else table.features(columns)
         try:
-            detector = make().fit(features[train], table.label[train], table.subject[train])
+            # a forest learns what other scanners do; what is usual is what was scanned
+            learned = train if make is forest else train & table.as_scanned
+            detector = make().fit(features[learned], table.label[learned], table.subject[learned])
             if calibration.any():
                 detector.calibrate(features[calibration], table.label[calibration])
             again = detector.with_best_settings if isinstance(detector, ForestDetector) else make
             cv_score, cv_predicted = out_of_fold(
-                again, features[train], table.label[train], table.subject[train], folds=scoring.folds, seed=config.seed
+                again,
+                features[train],
+                table.label[train],
+                table.subject[train],
+                folds=scoring.folds,
+                seed=config.seed,
+                learned=learned[train],
             )
         except DataError as error:
             raise DataError(f"{table.path}: {error}") from error

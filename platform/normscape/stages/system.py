@@ -36,7 +36,8 @@ from normscape.scoring.maps import Rated
 from normscape.scoring.pooled import PooledForest
 from normscape.stages.calibration import CONDITIONS, CONFORMAL_NAME, STEPS
 from normscape.stages.files import read_json
-from normscape.stages.models import ImageJudge, load_network, load_projector
+from normscape.stages.models import load_projector
+from normscape.stages.network import TrainedNetwork, load_network
 from normscape.stages.status import stage_status
 
 SCANS_NAME = "scan_conformal"
@@ -96,7 +97,7 @@ class ScoredSystem:
     detectors: Mapping[str, FittedDetector]
     healthy: Calibration | None = None
     healthy_scans: Calibration | None = None
-    network: ImageJudge | None = None
+    network: TrainedNetwork | None = None
 
     @classmethod
     def load(cls, config: Config, folders: Mapping[str, Path], device: torch.device) -> ScoredSystem:

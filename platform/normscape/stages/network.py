@@ -1,7 +1,7 @@
-"""Stage `network`: train the system's conditional network (`normscape.evaluation.network`), if `network.images` asks for one.
+"""Stage `network`: train the conditional network (`normscape.baselines.conditional_network`), if `network.images` asks for it.
 
-It learns from training subjects alone, with synthetic anomalies of `network.families`. Projected images get its log odds as a
-column beside their residuals, and stage `score` averages them with those of the forest.
+It learns from training subjects, with synthetic anomalies of `network.families`. Projected images get its log odds as a column
+beside their residuals, and stage `score` averages them with those of the forest.
 
 Writes `network.safetensors`: the weights, and the normative model whose z-scores it sees; and `losses.npy`, float32 (steps,).
 A training that was cut off goes on from its newest checkpoint, and ends as if it had not been.
@@ -14,30 +14,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from normscape.baselines import Checkpoints, Training
-from normscape.baselines.learning import Inputs
-from normscape.baselines.networks import FoldedUNet
-from normscape.baselines.normative import NormativeModel
-from normscape.baselines.supervised import WIDTH
+from normscape.baselines.anomalies import TrainingAnomalies, scene_of
+from normscape.baselines.conditional_network import ConditionalNetwork
 from normscape.config import Config
 from normscape.datasets.anomalies import load_family
 from normscape.datasets.batches import HealthyImages, ImageBatch
-from normscape.errors import CheckpointError
-from normscape.evaluation.cases import TrainingAnomalies, scene_of
-from normscape.evaluation.inverting import BOTH, KnownConditions
-from normscape.evaluation.network import ConditionalNetwork
-from normscape.networks.auxiliary import freeze
 from normscape.stages.core import StageContext
 from normscape.stages.prepare import open_samples
 from normscape.training.checkpoint import TrainingState
 
 NETWORK_NAME = "network.safetensors"
-WEIGHTS, NORMATIVE = "weights/", "normative/"
-"""Prefixes of the tensors."""
 
 
 def run(context: StageContext) -> dict[str, float]:
@@ -67,9 +56,7 @@ def run(context: StageContext) -> dict[str, float]:
         checkpoints=Checkpoints(checkpoints, context.key, settings.checkpoint_interval),
     )
     network = _untrained(config).fit(training)
-    weights = {f"{WEIGHTS}{name}": tensor.cpu().contiguous() for name, tensor in network.network_.state_dict().items()}
-    normative = {f"{NORMATIVE}{name}": tensor for name, tensor in network.model_.to_tensors().items()}
-    save_file(weights | normative, context.folder / NETWORK_NAME)
+    network.save(context.folder / NETWORK_NAME)
     losses = network.loss_.numpy()
     np.save(context.folder / "losses.npy", losses)
     TrainingState.clear(checkpoints)
@@ -90,23 +77,7 @@ class TrainedNetwork:
     """
 
     def __init__(self, config: Config, folder: Path, device: torch.device) -> None:
-        path = folder / NETWORK_NAME
-        self.detector = detector = _untrained(config)
-        try:
-            tensors = load_file(path)
-            detector.inputs_ = Inputs.known(config, device)
-            detector.known_ = KnownConditions(BOTH, {})
-            detector.model_ = NormativeModel().restore(_under(NORMATIVE, tensors), config, device)
-            width = detector.width or WIDTH[config.dims]
-            channels = 2 * config.image_channels  # the image, and its z-scores
-            network = FoldedUNet(config.dims, channels, 2, width=width, values=detector.inputs_.width)
-            network.load_state_dict(_under(WEIGHTS, tensors))
-        except (SafetensorError, OSError, KeyError) as error:
-            raise CheckpointError(f"{path}: not a readable conditional network ({error})") from error
-        except RuntimeError as error:
-            raise CheckpointError(f"{path}: holds another network than the configuration describes\n{error}") from error
-        detector.network_ = network.to(device)
-        freeze(detector.network_)
+        self.detector = _untrained(config).restore(folder / NETWORK_NAME, config, device)
 
     def log_odds(self, images: Tensor, values: Mapping[str, Tensor], masks: Tensor | None = None) -> Tensor:
         """How likely an image has an anomaly, where half of them do.
@@ -123,6 +94,11 @@ class TrainedNetwork:
         return torch.from_numpy(self.detector.decision_function(batch)).float()
 
 
+def load_network(config: Config, folders: Mapping[str, Path], device: torch.device) -> TrainedNetwork | None:
+    """The network from the finished folders of an experiment; None where it has none. See `TrainedNetwork`."""
+    return TrainedNetwork(config, folders["network"], device) if config.network.images else None
+
+
 def _untrained(config: Config) -> ConditionalNetwork:
     settings = config.network
     return ConditionalNetwork(
@@ -131,7 +107,3 @@ def _untrained(config: Config) -> ConditionalNetwork:
         learning_rate=settings.learning_rate,
         batch_size=settings.batch_size,
     )
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from normscape.baselines import Training, load_detector
+from normscape.baselines.conditional_network import ConditionalNetwork
 from normscape.baselines.supervised import Supervised
 from normscape.config import PluginConfig
 from normscape.datasets.batches import ImageBatch
 from normscape.errors import ConfigError
-from normscape.evaluation.network import ConditionalNetwork
 from tests.evaluation.test_conditional import brains, chairs, toy_settings_of  # noqa: F401  (fixtures)
 
 SMALL: dict[str, Any] = {"width": 8, "batch_size": 16, "learning_rate": 1e-2}
@@ -30,25 +30,21 @@ def _fitted(training: Training, images: int = 64, **settings: Any) -> Conditiona
 
 
 def test_it_is_found_by_name_and_says_what_it_reads() -> None:
-    """Without the reconstruction no finished stage but the images is needed."""
+    """No finished stage but the images is needed."""
     detector = load_detector(PluginConfig(name="conditional_network"))
     assert isinstance(detector, ConditionalNetwork)
     assert detector.supervision == "synthetic"
-    assert detector.stages == ()
-    assert "gan" in ConditionalNetwork(reconstruction=True).stages
+    assert not hasattr(detector, "stages")
 
 
 def test_what_it_sees(chairs: Training) -> None:  # noqa: F811
-    """The image as it is, its z-scores, and its difference to the reconstruction; each part can be left out."""
+    """The image as it is, and its z-scores, which can be left out."""
     batch = _batch(chairs, range(4))
-    whole, atlas, plain = (_fitted(chairs, **settings) for settings in ({"reconstruction": True}, {}, {"atlas": False}))
+    whole, plain = _fitted(chairs), _fitted(chairs, atlas=False)
     seen = whole._see(batch).images
-    assert seen.shape[1] == 9
+    assert seen.shape[1] == 6
     torch.testing.assert_close(seen[:, :3], batch.images)
-    torch.testing.assert_close(seen[:, 3:6], (whole.model_.z(batch) / 4).clamp(-2, 2).float())
-    rebuilt = whole.projector_.rebuilt_at_start("encoded", batch.images, batch.conditions)
-    torch.testing.assert_close(seen[:, 6:], batch.images - rebuilt)
-    assert atlas._see(batch).images.shape[1] == 6
+    torch.testing.assert_close(seen[:, 3:], (whole.model_.z(batch) / 4).clamp(-2, 2).float())
     torch.testing.assert_close(plain._see(batch).images, batch.images)
 
 
@@ -74,7 +70,7 @@ def test_scores_do_not_depend_on_the_batch_and_a_second_fit_is_the_same(chairs: 
 @pytest.mark.parametrize(("conditions", "matters"), [("both", True), ("angle", True), ("none", False), ("shuffled", False)])
 def test_only_known_conditions_matter(chairs: Training, conditions: str, matters: bool) -> None:  # noqa: F811
     """A detector that does not know the angle says the same of an image whatever its angle is said to be."""
-    detector = _fitted(chairs, reconstruction=True, conditions=conditions)
+    detector = _fitted(chairs, conditions=conditions)
     batch = _batch(chairs, range(6))
     other = replace(batch, conditions={"angle": 90 - batch.conditions["angle"]})
     same = np.allclose(detector.decision_function(batch), detector.decision_function(other), rtol=1e-6, atol=1e-7)
@@ -90,7 +86,7 @@ def test_an_unknown_condition_is_an_error(chairs: Training) -> None:  # noqa: F8
 @pytest.mark.parametrize("conditions", ["both", "none", "position", "age", "shuffled"])
 def test_patches_under_masks(brains: Training, conditions: str) -> None:  # noqa: F811
     """Nothing outside of a mask counts, and maps are 0 there."""
-    detector = _fitted(brains, 32, reconstruction=True, conditions=conditions)
+    detector = _fitted(brains, 32, conditions=conditions)
     batch = _batch(brains, range(4))
     assert batch.masks is not None
     noisy = batch.with_images(torch.where(batch.masks, batch.images, torch.rand_like(batch.images)))

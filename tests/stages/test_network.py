@@ -12,17 +12,17 @@ import torch
 from safetensors.torch import load_file
 
 from normscape.baselines import Training
+from normscape.baselines.anomalies import TrainingAnomalies, scene_of
+from normscape.baselines.conditional_network import ConditionalNetwork
 from normscape.benchmark.untrained import untrained_inputs
 from normscape.config import Config
 from normscape.datasets.batches import HealthyImages, ImageBatch
 from normscape.datasets.prepared import PreparedCohort
 from normscape.errors import CheckpointError
-from normscape.evaluation import stage
-from normscape.evaluation.cases import TrainingAnomalies, scene_of
 from normscape.evaluation.experiment import load_families
-from normscape.evaluation.network import ConditionalNetwork
+from normscape.stages import network as stage
 from normscape.stages.core import StageContext, stage_keys
-from normscape.stages.models import load_network
+from normscape.stages.network import load_network
 from normscape.stages.prepare import open_samples
 from normscape.training.recorder import SilentRecorder
 
