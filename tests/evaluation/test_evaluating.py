@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -155,6 +156,24 @@ def test_only_what_changed_is_done_again(chairs: Prepared, tmp_path: Path) -> No
     assert keys(test_images=23) == set(before)
     assert keys(families=[family("dark", value=-0.5), family("grey", value=0.1)]) == set(before)
     assert keys(seeds=[1, 2]) == {"near, seed 2", "blind, seed 2"}
+
+
+def test_settings_that_a_detector_reads_are_in_its_key(chairs: Prepared) -> None:
+    """Other trees mean another conditional detector, and the same deviations; how many test images a run projects is nobody's
+    concern."""
+    names = ["conditional", "conditional_unsupervised", "conditional_network", "deviation"]
+    one = replace(chairs.evaluating(detectors=names[-1:]).experiment, config=chairs.evaluating(detectors=names).config)
+
+    def changed(**sections: dict[str, Any]) -> set[str]:
+        made = {name: getattr(one.config, name).model_copy(update=fields) for name, fields in sections.items()}
+        other = replace(one, config=one.config.model_copy(update=made))
+        keys = [{unit.name: unit.key for unit in plan_units(experiment)} for experiment in (one, other)]
+        return {name.partition(",")[0] for name, key in keys[0].items() if keys[1][name] != key}
+
+    assert changed(scoring={"max_depth": (2,)}) == {"conditional", "conditional_unsupervised"}
+    assert changed(projection={"steps": 7}) == {"conditional", "conditional_unsupervised"}
+    assert changed(randomisation={"share": 0.5}) == {"conditional", "conditional_network"}
+    assert changed(projection={"test_samples": 7}, scoring={"bootstrap_samples": 9}) == set()
 
 
 def test_the_size_of_a_batch_changes_no_score(chairs: Prepared) -> None:

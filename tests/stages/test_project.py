@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from normscape.benchmark.untrained import untrained_inputs
-from normscape.config import Config
+from normscape.config import Config, RandomisationConfig
+from normscape.datasets.randomisation import randomised_rows
 from normscape.datasets.samples import SampleSet
 from normscape.errors import DataError, UserError
 from normscape.stages import project, projecting
@@ -113,6 +114,26 @@ def test_calibration_is_of_subjects_in_neither_split(context: Callable[..., Stag
     assert set(rows["subject"].to_pylist()) <= set(split["unused"])
     assert rows["label"].to_pylist() == [0, 1, 0, 1]
     assert with_it.slice(0, without.num_rows).equals(without)
+
+
+def test_training_images_alone_are_randomised(context: Callable[..., StageContext]) -> None:
+    """Those rows say so and show another image; every other row is as it is without."""
+    plain = context(calibration_samples=4)
+    config = plain.config.model_copy(update={"randomisation": RandomisationConfig(share=0.5)})
+    made = replace(context(calibration_samples=4), config=config)
+    project.run(plain)
+    project.run(made)
+    before, after = table(plain.folder), table(made.folder)
+    train = np.array(after["split"].to_pylist()) == "train"
+    expected = randomised_rows(config.randomisation, config.seed, after["sample_id"].to_pylist()) & train
+    changed = after["randomised"].to_numpy() == 1
+    np.testing.assert_array_equal(changed, expected)
+    assert 0 < changed.sum() < train.sum()
+    assert not before["randomised"].to_numpy().any()
+    old, new = (np.load(folder / "inputs.npy") for folder in (plain.folder, made.folder))
+    np.testing.assert_array_equal((old != new).reshape(len(old), -1).any(1), changed)
+    for name in ("residual_l1", "residual_patch8"):
+        np.testing.assert_allclose(after[name].to_numpy()[~changed], before[name].to_numpy()[~changed], rtol=2e-3, atol=2e-4)
 
 
 def test_no_subject_left_for_calibration_is_said(context: Callable[..., StageContext]) -> None:

@@ -282,6 +282,24 @@ def test_same_input_same_files(tmp_path: Path, finished: tuple[Path, dict[str, f
         )
 
 
+def test_what_is_usual_is_what_was_scanned(tmp_path: Path) -> None:
+    """Randomised training images teach the forests alone: other detectors, thresholds and p-values are as without them."""
+    table = _with_calibration(_table(), shift=0.0)
+    rows = (table["split"] == "train") & (table.index % 5 == 0)
+    changed = table.assign(randomised=rows.astype(int))
+    changed.loc[rows, [name for name in table.columns if name.startswith(("length", "residual"))]] += 3.0
+    folder, found = _run(tmp_path / "with", changed)
+    left = table[~rows].reset_index(drop=True)
+    without, expected = _run(tmp_path / "without", left)
+    scores, plain = (pd.read_parquet(path / "scores.parquet") for path in (folder, without))
+    kept = scores[~rows.to_numpy()].reset_index(drop=True)
+    np.testing.assert_allclose(kept["unsupervised_score"], plain["unsupervised_score"], rtol=1e-12)
+    assert found["unsupervised_threshold"] == expected["unsupervised_threshold"]
+    assert found["unsupervised_false_positives_at_5"] == pytest.approx(expected["unsupervised_false_positives_at_5"], abs=0.02)
+    assert not np.allclose(kept["forest_score"], plain["forest_score"])
+    assert scores["forest_out_of_fold"].notna().sum() == (table["split"] == "train").sum()
+
+
 def test_a_network_is_heard_together_with_the_forest(tmp_path: Path) -> None:
     """Its column makes two more detectors and changes no other: the pool is the mean of the log odds of the forest and of the
     column, thresholds come from the calibration rows, and the files bring it back."""
