@@ -383,7 +383,7 @@ def section_digest(config: Config, sections: Sequence[str], omit: Sequence[str] 
         found = dumped.get(section, {})
         for item in found if isinstance(found, list) else [found]:
             item.pop(field, None)
-    return digest(dumped)
+    return digest({name: value for name, value in dumped.items() if value != {}})  # as if nothing had been said there
 
 
 def dump_yaml(config: Config) -> str:
