@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
@@ -166,6 +167,31 @@ def test_missing_inputs_leave_sentences(small_run: Any, tmp_path: Path) -> None:
         assert name in found.text, name
     assert "step 8" in found.text  # what is there is shown
     assert "Not available" in Tags(build_page(small_run.config, {}, tmp_path)).text
+
+
+def test_with_a_network_the_pool_gives_the_scores(small_run: Any, tmp_path: Path) -> None:
+    """Headlines, mistakes and the network's curve are those of both together; what either says by itself stands beside."""
+    folders = dict(small_run.folders) | {"network": tmp_path / "network"}
+    folders["network"].mkdir()
+    (folders["network"] / "metrics.jsonl").write_text('{"step": 100, "loss": 0.9}\n{"step": 200, "loss": 0.7}\n')
+    score = folders["score"]
+    scores = pq.read_table(score / "scores.parquet")
+    said = np.linspace(-2, 2, len(scores))
+    forest = scores["forest_score"].to_numpy()
+    for name, values in (("network", said), ("pooled", (forest + 1 / (1 + np.exp(-said))) / 2)):
+        scores = scores.append_column(f"{name}_score", [values])
+    pq.write_table(scores, score / "scores.parquet")
+    metrics = pq.read_table(score / "metrics.parquet").to_pylist()
+    pooled = [row | {"detector": "pooled", "thesis": None, "value": 0.876} for row in metrics if row["detector"] == "forest"]
+    pq.write_table(pa.Table.from_pylist(metrics + pooled), score / "metrics.parquet")
+    config = small_run.config.model_copy(update={"network": small_run.config.network.model_copy(update={"images": 5})})
+    found = Tags(build_page(config, folders, tmp_path / "page"))
+    assert "Area under the ROC curve, forest and network together, test" in found.text
+    assert "0.876" in found.text
+    assert "thesis 0.957" in found.text
+    assert "moved the forest's score most" in found.text
+    assert re.search(r"by itself the forest says 0\.\d{3}, the network 0\.\d{3}", found.text)
+    assert any(attributes.get("id") == "training-network" for _, attributes in found.tags)
 
 
 def test_other_attributes_and_volumes(small_run: Any, tmp_path: Path) -> None:

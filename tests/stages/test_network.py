@@ -75,7 +75,7 @@ def test_it_is_the_detector_of_the_evaluation(context: Callable[..., StageContex
     here = context()
     metrics = stage.run(here)
     assert metrics["steps"] == 12
-    assert np.load(here.folder / "losses.npy").shape == (12,)
+    assert metrics["loss"] > 0
     config = here.config
     samples, _ = open_samples(here)
     healthy = HealthyImages(samples, config.value_attributes)
@@ -93,21 +93,20 @@ def test_it_is_the_detector_of_the_evaluation(context: Callable[..., StageContex
 
 
 def test_cut_off_and_resumed_is_the_same(context: Callable[..., StageContext]) -> None:
-    """Twice cut off, once between checkpoints: the same weights and losses as of a training in one go; no checkpoint is left."""
+    """Twice cut off, once between checkpoints: the same weights and loss as of a training in one go; no checkpoint is left."""
     whole = context()
-    stage.run(whole)
+    expected = stage.run(whole)
     torn = context(CutOff(48))
     for after in (48, 80):
         with pytest.raises(KeyboardInterrupt):
             stage.run(context(CutOff(after), torn.folder))
     kept = [path.name for path in sorted((torn.folder / "checkpoints").iterdir())]
     assert kept == ["checkpoint-00000004", "checkpoint-00000008"]
-    stage.run(context(folder=torn.folder))
+    assert stage.run(context(folder=torn.folder)) == expected
     one, other = (load_file(folder / stage.NETWORK_NAME) for folder in (whole.folder, torn.folder))
     assert one.keys() == other.keys()
     for name, tensor in one.items():
         torch.testing.assert_close(other[name], tensor, rtol=0, atol=0, msg=name)
-    np.testing.assert_array_equal(np.load(torn.folder / "losses.npy"), np.load(whole.folder / "losses.npy"))
     assert not list((torn.folder / "checkpoints").iterdir())
 
 

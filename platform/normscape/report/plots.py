@@ -115,6 +115,15 @@ def plots(source: Source) -> Iterator[Plot]:
             f"Bars of the variance that each principal component of the sub-space {subspace} explains, and their running sum.",
             "latents/explained_variance.parquet",
         )
+    if config.network.images:
+        yield Plot(
+            "training-network",
+            "network",
+            partial(figures.lines, source, "network", {"loss": "loss"}, y="loss"),
+            "Loss of the conditional network, which sees an image beside what is usual there, for image and map together.",
+            "Curve of the conditional network's loss over training steps.",
+            "network/metrics.jsonl",
+        )
     yield Plot(
         "figure-7-projections",
         "project",

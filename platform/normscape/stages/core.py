@@ -151,7 +151,9 @@ STAGES: tuple[Stage, ...] = (
     ),
     # The page lies above the stages: whoever runs them brings the function.
     Stage(
-        "report", ("name", "description"), ("prepare", "auxiliary", "gan", "controllers", "latents", "project", "score", "brains")
+        "report",
+        ("name", "description"),
+        ("prepare", "auxiliary", "gan", "controllers", "latents", "network", "project", "score", "brains"),
     ),
 )
 

@@ -3,7 +3,7 @@
 It learns from training subjects, with synthetic anomalies of `network.families`. Projected images get its log odds as a column
 beside their residuals, and stage `score` averages them with those of the forest.
 
-Writes `network.safetensors`: the weights, and the normative model whose z-scores it sees; and `losses.npy`, float32 (steps,).
+Writes `network.safetensors`: the weights, and the normative model whose z-scores it sees.
 A training that was cut off goes on from its newest checkpoint, and ends as if it had not been.
 """
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,6 +26,8 @@ from normscape.stages.prepare import open_samples
 from normscape.training.checkpoint import TrainingState
 
 NETWORK_NAME = "network.safetensors"
+INTERVAL = 100
+"""Steps whose mean loss is recorded."""
 
 
 def run(context: StageContext) -> dict[str, float]:
@@ -57,11 +58,13 @@ def run(context: StageContext) -> dict[str, float]:
     )
     network = _untrained(config).fit(training)
     network.save(context.folder / NETWORK_NAME)
-    losses = network.loss_.numpy()
-    np.save(context.folder / "losses.npy", losses)
+    step = 0
+    for part in network.loss_.split(INTERVAL):
+        step += len(part)
+        loss = float(part.mean())
+        context.recorder.metrics({"loss": loss}, step)
     TrainingState.clear(checkpoints)
-    last = losses[-max(1, len(losses) // 10) :]
-    return {"loss": float(last.mean()), "steps": float(len(losses))}
+    return {"loss": loss, "steps": float(step)}
 
 
 class TrainedNetwork:
