@@ -33,7 +33,6 @@ ModelOption = Annotated[
 ]
 ModelArgument = Annotated[str, typer.Argument(metavar="CONFIG_OR_MODEL", help="A configuration, a run, or a registered model.")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A finished run's folder or name.", autocompletion=complete_runs)]
-HEADLINE = "normscape.forest_test_auroc"
 
 
 def register(app: typer.Typer) -> None:
@@ -123,8 +122,7 @@ def _model_name(text: str, runs_dir: Path) -> str:
 
 def _described(version: ModelVersion, aliases: list[str]) -> dict[str, Any]:
     """A version for a program; AUROC and its interval are null where they are not known."""
-    values = (version.tags.get(HEADLINE + end) for end in ("", "_low", "_high"))
-    auroc, low, high = (None if value is None else float(value) for value in values)
+    auroc, low, high = (float(value) if value else None for value in _headline(version))
     return {
         "version": int(version.version),
         "aliases": aliases,
@@ -138,8 +136,17 @@ def _described(version: ModelVersion, aliases: list[str]) -> dict[str, Any]:
 
 
 def _area(version: ModelVersion) -> str:
-    low, high = (version.tags.get(f"{HEADLINE}_{end}", "") for end in ("low", "high"))
-    return f"{version.tags.get(HEADLINE, '')} ({low} to {high})" if low and high else version.tags.get(HEADLINE, "")
+    area, low, high = _headline(version)
+    return f"{area} ({low} to {high})" if low and high else area
+
+
+def _headline(version: ModelVersion) -> list[str]:
+    """Test AUROC of the detector that gives a version's anomaly score, and its interval; empty where they are not known."""
+    from normscape.scoring.detectors import MAIN_DETECTORS
+
+    names = (f"normscape.{name}_test_auroc" for name in MAIN_DETECTORS)
+    name = next((name for name in names if name in version.tags), "")
+    return [version.tags.get(name + end, "") for end in ("", "_low", "_high")]
 
 
 def _date(version: ModelVersion) -> str:

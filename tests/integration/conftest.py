@@ -44,6 +44,7 @@ def tiny_settings() -> dict[str, object]:
         },
         "controllers": {"source": "generated", "samples": 256, "epochs": 60, "hidden": 16, "check_samples": 64},
         "latents": {"samples": 256},
+        "network": {"images": 64, "width": 8, "batch_size": 8, "checkpoint_interval": 4},
         "projection": {
             "train_samples": 40,
             "test_samples": 24,

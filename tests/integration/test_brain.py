@@ -40,6 +40,7 @@ def settings(root: Path) -> dict[str, object]:
         "controllers": {"samples": 128, "epochs": 5, "hidden": 16, "check_samples": 32},
         "latents": {"samples": 256},
         "normals": {"samples": 64},
+        "network": {"images": 64, "width": 8, "batch_size": 8, "checkpoint_interval": 4},
         "projection": {
             "train_samples": 32,
             "test_samples": 16,

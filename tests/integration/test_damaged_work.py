@@ -39,6 +39,7 @@ def check(result: tuple[int, str], *expected: str) -> None:
         ("gan", "generator.safetensors", "controllers"),
         ("controllers", "angle.safetensors", "project"),
         ("latents", "style_space.safetensors", "project"),
+        ("network", "network.safetensors", "project"),
         ("project", "projections.parquet", "score"),
     ],
 )
@@ -104,7 +105,7 @@ def test_a_damaged_checkpoint(command: Command, tiny_yaml: Path, run: Path, cut_
 
 
 @pytest.mark.disk("2m")
-@pytest.mark.parametrize("stage", ["auxiliary", "gan", "controllers", "latents", "project", "score"])
+@pytest.mark.parametrize("stage", ["auxiliary", "gan", "controllers", "latents", "network", "project", "score"])
 def test_a_full_disk(command: Command, tiny_yaml: Path, calm_run: Path, small_disk: Path, stage: str) -> None:
     """What was finished before is kept, and the run goes on when there is space."""
     run = small_disk / "tiny"

@@ -29,6 +29,7 @@ STRIKES: list[tuple[str, str, signal.Signals]] = [
     ("gan", "checkpoint-00000032/state.json", signal.SIGKILL),
     ("controllers", "metrics.jsonl", signal.SIGKILL),
     ("latents", "stage.json", signal.SIGKILL),
+    ("network", "checkpoints/checkpoint-00000004/state.json", signal.SIGKILL),
     ("project", "shards/00004.parquet", signal.SIGKILL),
     ("project", "curve.parquet", signal.SIGKILL),
     ("score", "progress.json", signal.SIGKILL),

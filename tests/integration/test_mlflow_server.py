@@ -156,13 +156,13 @@ def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def copy_of(run_folder: Path, folder: Path, change: Callable[[pd.DataFrame], pd.Series] | None = None) -> Path:
-    """A run folder of the same name, not recorded yet; the scores of its forest may be changed."""
+    """A run folder of the same name, not recorded yet; the anomaly scores may be changed."""
     copy = folder / run_folder.name
     shutil.copytree(run_folder, copy)
     if change is not None:
         path = next(copy.glob("score-*")) / "scores.parquet"
         scores = pd.read_parquet(path)
-        scores["forest_score"] = change(scores)
+        scores["pooled_score"] = change(scores)
         scores.to_parquet(path)
     return copy
 
@@ -184,7 +184,7 @@ def test_a_run_is_recorded_with_nested_runs_and_its_files(registered: Registered
     assert run.info.status == "FINISHED"
     assert client.get_experiment(run.info.experiment_id).name == "tiny"
     stages = {nested.info.run_name: nested for nested in nested_runs(client, run)}
-    assert set(stages) == {"prepare", "auxiliary", "gan", "controllers", "latents", "project", "score"}
+    assert set(stages) == {"prepare", "auxiliary", "gan", "controllers", "latents", "network", "project", "score"}
     assert {nested.info.status for nested in stages.values()} == {"FINISHED"}
     manifest = json.loads((next(calm_run.glob("score-*")) / "manifest.json").read_text())
     assert run.data.metrics["score/forest_test_auroc"] == manifest["metrics"]["forest_test_auroc"]
@@ -216,7 +216,7 @@ def test_a_version_has_card_signature_example_and_tags(registered: Registered, s
     version = next(v for v in versions(client, MODEL) if int(v.version) == registered.version)
     assert version.run_id == registered.run_id
     assert "## Results on the test subjects" in version.description
-    assert "| **forest** | AUROC |" in version.description
+    assert "| **pooled** | AUROC |" in version.description
     assert {"normscape.config_digest", "normscape.data_digest", "normscape.forest_test_auroc_low"} <= set(version.tags)
     import mlflow
 

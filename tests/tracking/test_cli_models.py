@@ -34,7 +34,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("arguments", "message"),
     [
         (["register", "nothing"], "nothing: no run folder; the runs in .* are chairs-demo"),
-        (["register", "chairs-demo"], "not finished yet: auxiliary, gan, controllers, latents, score"),
+        (["register", "chairs-demo"], "not finished yet: auxiliary, gan, controllers, latents, network, score"),
         (["promote", "configs/nothing.yaml"], "no such configuration"),
         (["promote", "chairs-demo"], "normscape-chairs-demo: no such model .* there are: none"),
         (["promote", str(ROOT / "configs/chairs/demo.yaml")], "normscape-chairs-demo: no such model"),
