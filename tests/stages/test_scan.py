@@ -117,6 +117,16 @@ def test_a_model_of_whole_scans(
         scan_model(odd, Whole(), 0.6)
 
 
+def test_a_scan_that_is_abnormal_all_over_gets_a_word(scan_path: Path, model: ScanModel, tmp_path: Path) -> None:
+    """As a scan of another scanner is; one with a lesion alone is not."""
+    scan = Scan(scan_path, "odd", age_years=63.0)
+    for threshold, said in ((0.0, True), (1e9, False)):
+        result = score_scan(scan, replace(model, threshold=threshold), tmp_path / str(said))
+        assert any("of the brain is called abnormal" in note for note in result.notes) is said
+        covered = result.maps.anomaly[result.maps.covered]
+        assert result.maps.share_above(0.5) == pytest.approx((covered > 0.5).mean())
+
+
 def test_a_scan_is_compared_with_healthy_scans(scan_path: Path, model: ScanModel, tmp_path: Path) -> None:
     """The ball is brighter than anything in four healthy scans, the mean is not: p is 1/5, and 4/5, and the page says so. Scans
     that were mapped with another stride do not count."""

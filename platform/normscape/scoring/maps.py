@@ -117,6 +117,10 @@ class ScanMaps:
         """The anomaly map, in [0, 1]: the score times e / (e + EXCESS_HALF) for an excess of e; the score where none is known."""
         return self.score * (self.excess / (self.excess + EXCESS_HALF)) if self.excess.any() else self.score
 
+    def share_above(self, threshold: float) -> float:
+        """Share of the covered voxels whose anomaly exceeds a threshold."""
+        return float((self.anomaly[self.covered] > threshold).mean())
+
     def anomaly_threshold(self, threshold: float) -> float:
         """Of the anomaly map, for a threshold of the score: a voxel just there that leaves the usual by EXCESS_HALF."""
         return threshold / 2 if self.excess.any() else threshold

@@ -53,6 +53,8 @@ MAP_NAME, SCORE_NAME = "anomaly_map.nii.gz", "score_map.nii.gz"
 RESIDUAL_NAME, EXCESS_NAME, GRADIENT_NAME = "residual_map.nii.gz", "excess_map.nii.gz", "gradient_map.nii.gz"
 REGIONS_NAME, SUMMARY_NAME = "regions.csv", "summary.json"
 SIMULATED = "simulated"
+MUCH = 0.05
+"""Share of a brain above the threshold that is worth a word: of two healthy test scans of the known scanner at most 0.1 % are."""
 
 
 @dataclass(frozen=True)
@@ -315,6 +317,13 @@ def _notes(scan: Scan, prepared: PreparedScan, maps: ScanMaps, model: ScanModel,
     bare = 1 - float(maps.covered.sum()) / max(int((mask > 0).sum()), 1)
     if bare > 0.005:
         notes.append(f"{bare:.0%} of the brain, at its surface, lies in no patch and has no score.")
+    above = maps.share_above(maps.anomaly_threshold(model.threshold))
+    if above > MUCH:
+        notes.append(
+            f"{above:.0%} of the brain is called abnormal. Unless a lesion is that large, the scan as a whole is unlike those that "
+            "the model knows (another scanner, sequence or contrast agent), and most of these regions are false: their order "
+            "still tells something, their number does not."
+        )
     return tuple(notes)
 
 
