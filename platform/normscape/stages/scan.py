@@ -320,8 +320,8 @@ def _notes(scan: Scan, prepared: PreparedScan, maps: ScanMaps, model: ScanModel,
     above = maps.share_above(maps.anomaly_threshold(model.threshold))
     if above > MUCH:
         notes.append(
-            f"{above:.0%} of the brain is called abnormal. Unless a lesion is that large, the scan as a whole is unlike those that "
-            "the model knows (another scanner, sequence or contrast agent), and most of these regions are false: their order "
+            f"{above:.0%} of the brain is called abnormal. Unless a lesion is that large, the scan as a whole is unlike those "
+            "that the model knows (another scanner, sequence or contrast agent), and most of these regions are false: their order "
             "still tells something, their number does not."
         )
     return tuple(notes)
