@@ -321,7 +321,7 @@ def _notes(scan: Scan, prepared: PreparedScan, maps: ScanMaps, model: ScanModel,
     if above > MUCH:
         notes.append(
             f"{above:.0%} of the brain is called abnormal. Unless a lesion is that large, the scan as a whole is unlike those "
-            "that the model knows (another scanner, sequence or contrast agent), and most of these regions are false: their order "
+            "that the model knows (another scanner, sequence or contrast agent), and most of these regions are false: the order "
             "still tells something, their number does not."
         )
     return tuple(notes)
