@@ -42,19 +42,25 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     patch = pytest.MonkeyPatch()
     patch.setenv("NORMSCAPE_CACHE", str(tmp_path_factory.getbasetemp() / "system-cache"))
     config = _config()
-    keys = stage_keys(config)
-    folders = {name: runs / "toy" / folder_name(name, key) for name, key in keys.items() if name != "report"}
-    for folder in folders.values():
-        folder.mkdir(parents=True)
-    (runs / "toy" / "config.yaml").write_text(dump_yaml(config))
-    _write_networks(config, folders)
-    for stage in (prepare, project, score):
-        folder = folders[stage.__name__.rpartition(".")[2]]
-        stage.run(StageContext(config, folder, folders, CPU, SilentRecorder()))
-    for name, folder in folders.items():
-        (folder / "manifest.json").write_text(json.dumps({"stage": name, "key": keys[name], "metrics": {}}))
+    _finish(config, runs / "toy")
     patch.undo()
     return runs / "toy"
+
+
+def _finish(config: Config, run: Path) -> dict[str, Path]:
+    """Random networks, and every later stage that the experiment has, for real; the folders by stage."""
+    keys = stage_keys(config)
+    folders = {name: run / folder_name(name, key) for name, key in keys.items() if name != "report"}
+    for folder in folders.values():
+        folder.mkdir(parents=True)
+    (run / "config.yaml").write_text(dump_yaml(config))
+    _write_networks(config, folders)
+    for stage in (prepare, network, project, score):
+        if folder := folders.get(stage.__name__.rpartition(".")[2]):
+            stage.run(StageContext(config, folder, folders, CPU, SilentRecorder()))
+    for name, folder in folders.items():
+        (folder / "manifest.json").write_text(json.dumps({"stage": name, "key": keys[name], "metrics": {}}))
+    return folders
 
 
 def _config() -> Config:
@@ -137,16 +143,7 @@ def test_a_network_is_part_of_the_system(tmp_path: Path, monkeypatch: pytest.Mon
     """With a conditional network, the pool gives the anomaly score: the same from stages, run and package."""
     monkeypatch.setenv("NORMSCAPE_CACHE", str(tmp_path / "cache"))
     config = Config.model_validate(_config().model_dump() | {"network": {"images": 64, "width": 8}})
-    keys = stage_keys(config)
-    folders = {name: tmp_path / "toy" / folder_name(name, key) for name, key in keys.items() if name != "report"}
-    for folder in folders.values():
-        folder.mkdir(parents=True)
-    (tmp_path / "toy" / "config.yaml").write_text(dump_yaml(config))
-    _write_networks(config, folders)
-    for name, stage in (("prepare", prepare), ("network", network), ("project", project), ("score", score)):
-        stage.run(StageContext(config, folders[name], folders, CPU, SilentRecorder()))
-    for name, folder in folders.items():
-        (folder / "manifest.json").write_text(json.dumps({"stage": name, "key": keys[name], "metrics": {}}))
+    folders = _finish(config, tmp_path / "toy")
     images, conditions, table = projected(tmp_path / "toy")
     rows = np.array(table["split"].to_pylist()) == "test"
     known = {"angle": conditions["angle"][rows]}
