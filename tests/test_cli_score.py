@@ -19,7 +19,7 @@ from normscape.configio import dump_yaml
 from normscape.datasets.simulated import simulate_cohort
 from normscape.stages import network, normals, project, score
 from normscape.stages.core import StageContext, folder_name, stage_keys
-from normscape.stages.system import write_package
+from normscape.stages.system_files import write_package
 from normscape.tracking.store import open_client
 from normscape.training.recorder import SilentRecorder
 

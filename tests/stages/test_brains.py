@@ -21,7 +21,8 @@ from normscape.scoring.maps import EXCESS_HALF
 from normscape.stages import brains, normals, project, score
 from normscape.stages.core import STAGES, StageContext, stage_keys
 from normscape.stages.prepare import open_prepared
-from normscape.stages.system import ScoredSystem, write_package
+from normscape.stages.system import ScoredSystem
+from normscape.stages.system_files import write_package
 from normscape.training.recorder import SilentRecorder
 
 CPU = torch.device("cpu")

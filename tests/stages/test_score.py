@@ -17,8 +17,8 @@ from normscape.scoring.detectors import main_detector
 from normscape.scoring.features import read_projections
 from normscape.scoring.forest import ForestDetector
 from normscape.stages.core import StageContext
+from normscape.stages.fitted import load_detectors
 from normscape.stages.score import run
-from normscape.stages.system import load_detectors
 from normscape.training.recorder import SilentRecorder
 
 DETECTORS = ["l1", "forest", "forest_residuals", "unsupervised"]

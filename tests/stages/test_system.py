@@ -26,7 +26,8 @@ from normscape.networks.generator import Generator, draw_latents
 from normscape.scoring.conformal import Calibration, Conformal
 from normscape.stages import network, prepare, project, score
 from normscape.stages.core import StageContext, folder_name, stage_keys
-from normscape.stages.system import ScoredSystem, write_package
+from normscape.stages.system import ScoredSystem
+from normscape.stages.system_files import write_package
 from normscape.tracking.package import signature
 from normscape.training.checkpoint import save_module
 from normscape.training.recorder import SilentRecorder

@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 
 from normscape.errors import UserError
-from normscape.stages.system import EXTRAS, PARTS, ScoredSystem
+from normscape.stages.system import ScoredSystem
+from normscape.stages.system_files import EXTRAS, PARTS
 from normscape.tracking import unpacking
 from normscape.tracking.bundle import IMPORTED_TAG, export_model, export_run, import_bundle
 from normscape.tracking.registry import SYSTEM_TAG, fetch_model, register_run

@@ -59,13 +59,13 @@ def _random_system(bench: Bench, grid: PatchSource) -> ScoredSystem:
     from normscape.scoring.detectors import MAIN_DETECTORS
     from normscape.scoring.features import feature_columns
     from normscape.scoring.forest import ForestDetector
-    from normscape.stages.system import (
+    from normscape.stages.system import (  # fmt: skip
         FittedDetector,
         ScoredSystem,
         condition_columns,
         projecting_with,
         projection_columns,
-    )  # fmt: skip
+    )
 
     config = projecting_with(bench.config, bench.config.brains.steps)
     auxiliaries = bench.auxiliaries()

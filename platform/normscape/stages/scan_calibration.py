@@ -26,7 +26,7 @@ from normscape.scoring.conformal import Calibration, Conformal, limit_of
 from normscape.scoring.maps import UNUSUAL, PatchRater, ScanMaps, on_grid, scan_maps
 from normscape.stages.core import StageContext
 from normscape.stages.files import discard, read_json, write_json
-from normscape.stages.system import SCANS_NAME
+from normscape.stages.system_files import SCANS_NAME
 
 PLACE, SCAN = "place", "scan"
 HEALTHY_SCHEMA = pa.schema(

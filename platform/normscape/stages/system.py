@@ -6,9 +6,6 @@ It is put together from the folders of a finished run, or from a package: a fold
 
 from __future__ import annotations
 
-import hashlib
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,58 +18,20 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from normscape.config import AttributeConfig, Config
-from normscape.configio import dump_yaml, load_config
-from normscape.datasets.prepared import COHORT_NAME
+from normscape.configio import load_config
 from normscape.datasets.samples import to_uint8, to_unit_range
-from normscape.errors import CheckpointError, DataError, UserError
+from normscape.errors import CheckpointError, DataError
 from normscape.inversion.projector import Projection, Projector
 from normscape.networks.values import denormalize_value
 from normscape.scoring.conformal import Calibration
-from normscape.scoring.detectors import MAIN_DETECTORS, Array, Detector, ThresholdDetector, main_detector
-from normscape.scoring.evidence import EvidenceDetector
+from normscape.scoring.detectors import Array, main_detector
 from normscape.scoring.features import NETWORK_COLUMN
-from normscape.scoring.forest import ForestDetector
 from normscape.scoring.maps import Rated
-from normscape.scoring.pooled import PooledForest
 from normscape.stages.calibration import CONDITIONS, CONFORMAL_NAME, STEPS
-from normscape.stages.files import read_json
+from normscape.stages.fitted import FittedDetector, load_detectors
 from normscape.stages.models import load_projector
 from normscape.stages.network import TrainedNetwork, load_network
-from normscape.stages.status import stage_status
-
-SCANS_NAME = "scan_conformal"
-"""Files of stage `brains` that hold the scores of whole healthy scans."""
-PARTS: dict[str, tuple[str, ...]] = {
-    "auxiliary": ("*.safetensors",),
-    "gan": ("generator.safetensors", "discriminator.safetensors", "encoder.safetensors"),
-    "controllers": ("*.safetensors",),
-    "latents": ("style_space.safetensors",),
-    "normals": ("normals.safetensors",),
-    "network": ("network.safetensors",),
-    "score": (
-        "*.skops",
-        "forest*.json",
-        "l1.json",
-        "atlas.json",
-        "network.json",
-        "pooled.json",
-        "unsupervised.safetensors",
-        "detectors.json",
-        f"{CONFORMAL_NAME}.*",
-    ),
-}
-"""Stages whose folders make the system, as far as the experiment has them, and their files that belong to it."""
-EXTRAS: dict[str, tuple[str, ...]] = {"brains": (f"{SCANS_NAME}.*",)}
-"""Later stages whose files belong to the system, too, where they are there: it works without them."""
-_PERCEPTUAL = "perceptual"
-
-
-@dataclass(frozen=True)
-class FittedDetector:
-    """A detector, the columns it reads, and its threshold inside."""
-
-    detector: Detector
-    features: tuple[str, ...]
+from normscape.stages.system_files import EXTRAS, PARTS, PERCEPTUAL, SCANS_NAME, finished_folders
 
 
 @dataclass(frozen=True)
@@ -143,7 +102,7 @@ class ScoredSystem:
         if not (folder / "config.yaml").is_file():
             raise CheckpointError(f"{folder}: expected a packaged system, found no config.yaml")
         config = load_config(folder / "config.yaml")
-        weights = sorted((folder / _PERCEPTUAL).glob("*"))
+        weights = sorted((folder / PERCEPTUAL).glob("*"))
         if weights:
             projection = config.projection.model_copy(update={"perceptual_path": weights[0]})
             config = config.model_copy(update={"projection": projection})
@@ -222,7 +181,7 @@ class ScoredSystem:
         projection = self.projector.project(images, values, masks)
         columns = self._columns(images, values, masks, projection)
         fitted = self.detectors[self.main]
-        scores = torch.from_numpy(fitted.detector.decision_function(_matrix(columns, fitted)))
+        scores = torch.from_numpy(fitted.detector.decision_function(fitted.matrix(columns)))
         excess, gradient = (what(images, values, masks) for what in (self.projector.excess, self.projector.gradient))
         return Rated(scores, projection.images, excess, gradient)
 
@@ -252,7 +211,7 @@ class ScoredSystem:
     def _batch(self, images: Tensor, values: Mapping[str, Tensor], masks: Tensor | None, reconstructions: bool) -> pa.Table:
         projection = self.projector.project(images, values, masks)
         columns = self._columns(images, values, masks, projection)
-        scores = {name: fitted.detector.decision_function(_matrix(columns, fitted)) for name, fitted in self.detectors.items()}
+        scores = {name: fitted.detector.decision_function(fitted.matrix(columns)) for name, fitted in self.detectors.items()}
         main = scores[self.main]
         table: dict[str, Any] = {"anomaly_score": main, "anomalous": (main > self.threshold).astype(np.int64)}
         p = self.p_values(torch.from_numpy(main), values)
@@ -310,93 +269,6 @@ def condition_columns(config: Config, values: Mapping[str, Tensor]) -> dict[str,
         names = [column] if value.shape[1] == 1 else [f"{column}_{i}" for i in range(value.shape[1])]
         columns |= dict(zip(names, value.T, strict=True))
     return columns
-
-
-def load_detectors(folder: Path) -> dict[str, FittedDetector]:
-    """The detectors of a finished `score` folder.
-
-    Raises:
-        DataError: a file is missing or damaged.
-    """
-    described = read_json(folder / "detectors.json")
-    if MAIN_DETECTORS[-1] not in described:
-        raise DataError(f"{folder / 'detectors.json'}: expected the detectors' descriptions, found no `{MAIN_DETECTORS[-1]}`")
-    found: dict[str, FittedDetector] = {}
-    for name, entry in described.items():
-        if entry.get("fitted_to") == "ForestDetector":
-            forest, features = ForestDetector.load(folder / f"{name}.skops")
-            found[name] = FittedDetector(forest, tuple(features))
-        elif entry.get("fitted_to") == "ThresholdDetector":
-            found[name] = FittedDetector(ThresholdDetector.load(folder / f"{name}.json"), tuple(entry["features"]))
-        elif entry.get("fitted_to") == "EvidenceDetector":
-            found[name] = FittedDetector(EvidenceDetector.load(folder / f"{name}.safetensors"), tuple(entry["features"]))
-        elif entry.get("fitted_to") == "PooledForest":  # it comes after the forest that it listens to
-            member = found[MAIN_DETECTORS[-1]].detector
-            assert isinstance(member, ForestDetector)
-            found[name] = FittedDetector(PooledForest.load(folder / f"{name}.json", member), tuple(entry["features"]))
-    return found
-
-
-def finished_folders(config: Config, run_folder: Path) -> dict[str, Path]:
-    """The finished folders of a run, by stage; all of `PARTS`, and others as far as there are any.
-
-    Raises:
-        UserError: one that the system needs is not finished under this configuration.
-    """
-    status = stage_status(config, run_folder.resolve().parent)
-    found = {stage.name: stage.folder for stage in status if stage.state == "finished" and stage.folder is not None}
-    missing = [stage.name for stage in status if stage.name in PARTS and stage.name not in found]
-    if missing:
-        raise UserError(f"{run_folder}: not finished yet: {', '.join(missing)}; run it to its end first")
-    return found
-
-
-def write_package(config: Config, folders: Mapping[str, Path], destination: Path) -> None:
-    """Copy what `ScoredSystem.from_package` reads into a new folder.
-
-    Args:
-        config: the experiment.
-        folders: the finished folders of the stages in `PARTS`, and maybe `EXTRAS`.
-        destination: made here.
-    """
-    destination.mkdir(parents=True)
-    (destination / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
-    if config.data.root is not None:  # how its scans were prepared: a new one has to be, too
-        shutil.copyfile(config.data.root / COHORT_NAME, destination / COHORT_NAME)
-    for stage in filter(folders.__contains__, (*PARTS, *EXTRAS)):
-        for path in _files(folders, stage):
-            (destination / stage).mkdir(exist_ok=True)
-            shutil.copyfile(path, destination / stage / path.name)
-    weights = config.projection.perceptual_path
-    if weights is not None:
-        (destination / _PERCEPTUAL).mkdir()
-        shutil.copyfile(weights, destination / _PERCEPTUAL / os.path.basename(weights))
-
-
-def system_digest(folders: Mapping[str, Path]) -> str:
-    """Digest of a system's files and of the scores that it gave: two trainings of one configuration differ."""
-    found = hashlib.sha256()
-    for stage in filter(folders.__contains__, (*PARTS, *EXTRAS)):
-        for path in _files(folders, stage):
-            found.update(f"{stage}/{path.name}".encode())
-            found.update(path.read_bytes())
-    found.update((folders["score"] / "scores.parquet").read_bytes())
-    return found.hexdigest()
-
-
-def _files(folders: Mapping[str, Path], stage: str) -> list[Path]:
-    """A stage's files that belong to the system, sorted."""
-    return sorted({path for pattern in (PARTS | EXTRAS)[stage] for path in folders[stage].glob(pattern)})
-
-
-def _matrix(columns: Mapping[str, NDArray[np.float32]], fitted: FittedDetector) -> Array:
-    """Features `(B, F)` in the detector's order."""
-    missing = [name for name in fitted.features if name not in columns]
-    if missing:
-        raise DataError(
-            f"a detector asks for {', '.join(missing)}, which the projection does not give; was it fitted to another?"
-        )
-    return np.stack([columns[name].astype(np.float64) for name in fitted.features], axis=1)
 
 
 def _values(attribute: AttributeConfig, conditions: Mapping[str, ArrayLike], count: int) -> Tensor:

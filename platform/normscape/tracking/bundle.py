@@ -5,7 +5,7 @@ A bundle is a zip archive of
 - `bundle.json`: the registered model's name, the MLflow run that it comes from, normscape's version, and the version's tags;
 - `model_card.md`, and `test_scores.parquet`, by which versions are compared;
 - `system/`: `config.yaml`, the weights (safetensors), the style space and the detectors (skops and JSON), of brains also
-  `cohort.json`; see `normscape.stages.system.write_package`;
+  `cohort.json`; see `normscape.stages.system_files.write_package`;
 - `checksums.json`: format, version, and SHA-256 and size of every other file.
 
 Files are stored as they are, in the order of their names and with one fixed date: the same system gives the same bytes on every
@@ -29,7 +29,8 @@ from normscape.config import Config
 from normscape.configio import config_digest, load_config
 from normscape.errors import UserError
 from normscape.stages.files import read_json
-from normscape.stages.system import ScoredSystem, finished_folders, system_digest
+from normscape.stages.system import ScoredSystem
+from normscape.stages.system_files import finished_folders, system_digest
 from normscape.tracking.model_card import model_card
 from normscape.tracking.package import CARD, SYSTEM, TEST_SCORES, fill_package, input_example, log_package
 from normscape.tracking.promotion import DECISION_TAG, TestScores

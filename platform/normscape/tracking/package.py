@@ -22,8 +22,9 @@ from normscape.scoring.conformal import Calibration
 from normscape.scoring.detectors import main_detector
 from normscape.scoring.features import NETWORK_COLUMN
 from normscape.stages.calibration import CONFORMAL_NAME
+from normscape.stages.fitted import load_detectors
 from normscape.stages.models import load_generator
-from normscape.stages.system import load_detectors, write_package
+from normscape.stages.system_files import write_package
 from normscape.training.seeding import seeded
 
 if TYPE_CHECKING:

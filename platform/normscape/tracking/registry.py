@@ -14,7 +14,7 @@ from normscape.configio import config_digest, load_config
 from normscape.errors import CheckpointError, UserError
 from normscape.stages.files import locked, read_json
 from normscape.stages.status import stage_status
-from normscape.stages.system import finished_folders, system_digest
+from normscape.stages.system_files import finished_folders, system_digest
 from normscape.tracking import values as naming
 from normscape.tracking.datasets import SAMPLES_NAME, data_digest
 from normscape.tracking.model_card import Origin, model_card

@@ -29,7 +29,7 @@ from normscape.config import Config
 from normscape.configio import load_config
 from normscape.datasets.prepared import COHORT_NAME
 from normscape.errors import ConfigError, UserError
-from normscape.stages.system import EXTRAS, PARTS
+from normscape.stages.system_files import EXTRAS, PARTS
 from normscape.tracking.package import CARD, SYSTEM, TEST_SCORES
 
 FORMAT, VERSION = "normscape-bundle", 1
