@@ -26,6 +26,7 @@ from normscape.evaluation.splits import HEALTHY, SYNTHETIC, Person
 from normscape.evaluation.thresholds import enough, promised_thresholds
 from normscape.evaluation.units import RATES_NAME, SCANS_NAME, SCORES_NAME, Unit, write_failure, write_unit
 from normscape.stages.provenance import choose_device, code_version
+from normscape.training.seeding import seeded
 
 KEPT_NAME = "kept"
 """Folder of results that detectors share; it can be removed at any time."""
@@ -160,8 +161,13 @@ class Scorer:
 
     def table(self, cases: Cases) -> pa.Table:
         """A row for every image of a role."""
-        total, done, parts = len(cases), 0, []
-        for family in (NORMAL, *cases.families):
+        total, done = len(cases), 0
+        families = (NORMAL, *cases.families)
+        parts: dict[str, pa.Table] = {}
+        # Each unit in another order: of units that run at once, as on Ray, hardly two project the same images at the same time,
+        # and each finds kept what the other did.
+        order = torch.randperm(len(families), generator=seeded(self.unit.seed, "families", self.unit.detector.name))
+        for family in (families[i] for i in order.tolist()):
             drawn = cases.drawn(family)
             scores = []
             for batch in cases.batches(drawn, self.bench.config.evaluation.batch_size):
@@ -175,8 +181,8 @@ class Scorer:
             if drawn.left_out:
                 self.left_out.setdefault(cases.role, {})[family] = drawn.left_out
             score = np.concatenate(scores) if scores else np.empty(0)
-            parts.append(score_table(self.unit, cases, family, drawn, score, self.bench.people))
-        return pa.concat_tables(parts)
+            parts[family] = score_table(self.unit, cases, family, drawn, score, self.bench.people)
+        return pa.concat_tables([parts[family] for family in families])
 
 
 def score_table(
