@@ -131,8 +131,9 @@ def test_every_brain_configuration_has_the_numbers_of_table_2(path: Path) -> Non
         del expected["position"]
     assert found == expected
     assert config.other_dim == 32
-    # the same physical size of a patch everywhere, and a whole head
-    assert config.image_size * config.data.spacing_mm == (192.0 if config.whole_scans else 32.0)
+    # the same physical size of a patch everywhere, but for the one that asks what a smaller one is worth, and a whole head
+    side_mm = {"small": 16.0, "volume": 192.0}.get(path.stem, 32.0)
+    assert config.image_size * config.data.spacing_mm == side_mm
 
 
 def test_whole_scans_have_no_position_and_need_views() -> None:
@@ -185,7 +186,7 @@ def _all_shipped() -> dict[str, Config]:
 def test_projection_starts_at_the_encoders_answer_wherever_an_encoder_is_trained() -> None:
     """All configurations but the literal ones have one."""
     shipped = _all_shipped()
-    assert len(shipped) == 13
+    assert len(shipped) == 14
     at_the_mean = {name for name, config in shipped.items() if config.projection.start == "mean"}
     assert at_the_mean == {"chairs/paper", "brain/paper"}
     assert at_the_mean == {name for name, config in shipped.items() if not config.gan.reconstruction_weight}
