@@ -14,10 +14,12 @@ import pytest
 
 from normscape.config import Config
 from normscape.errors import ConfigError, DataError, UserError
+from normscape.evaluation.cases import Cases
 from normscape.evaluation.evaluating import choose_seeds, evaluate, quick
 from normscape.evaluation.experiment import NotedFolders, choose_detectors, find_experiment
 from normscape.evaluation.results import Results
-from normscape.evaluation.units import finished_unit, plan_units
+from normscape.evaluation.running import score_table
+from normscape.evaluation.units import Unit, finished_unit, plan_units
 from tests.evaluation.toys import detector, evaluation, family
 
 if TYPE_CHECKING:
@@ -80,6 +82,26 @@ def test_costs_count_what_another_detector_saved(chairs: Prepared) -> None:
     (costs,) = table(found, "costs")
     assert costs["fit_seconds"] == pytest.approx(10.0, abs=2.0)
     assert costs["image_ms"] == pytest.approx(1000.0, rel=0.2)
+
+
+def test_units_score_families_in_orders_of_their_own(chairs: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that two that run at once share what they project. Their tables hold the same rows in the same order all the same."""
+    orders: dict[str, list[str]] = {}
+
+    def spied(unit: Unit, cases: Cases, family: str, *rest: Any) -> pa.Table:
+        if cases.role == "synthetic":
+            orders.setdefault(unit.name, []).append(family)
+        return score_table(unit, cases, family, *rest)
+
+    monkeypatch.setattr("normscape.evaluation.running.score_table", spied)
+    run(chairs)
+    assert {frozenset(order) for order in orders.values()} == {frozenset({"", "dark", "grey"})}
+    assert len({tuple(order) for order in orders.values()}) > 1
+    rows = [table.select(["role", "family", "sample_id", "subject", "label"]) for table in scores(chairs).values()]
+    assert len(rows) == 4
+    assert all(one.equals(rows[0]) for one in rows)
+    synthetic = [row["family"] for row in rows[0].to_pylist() if row["role"] == "synthetic"]
+    assert list(dict.fromkeys(synthetic)) == ["", "dark", "grey"]
 
 
 def test_a_second_time_nothing_is_left_to_do(chairs: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
